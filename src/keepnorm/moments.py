@@ -1,0 +1,383 @@
+"""The moments of every kept cell, as a state that merges: batches, chunks, devices and ranks add up to the same answer.
+
+The state of a cell is ``(n, K, delta, M2)`` with ``mean = K + delta`` left unevaluated and ``var = M2 / n``. K is a value
+of the data, so that delta and M2 are small numbers that have lost nothing, however far the data lie from zero.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import add
+from typing import Any, Self
+
+from array_api_compat import array_namespace
+
+from keepnorm.axes import as_ints, normal
+
+Array = Any
+
+
+class Moments:
+    """Count, mean and population variance of each kept cell; ``a + b`` are the moments of both together.
+
+    Made by :func:`keepnorm.moments`, :meth:`from_mean_var` and :meth:`from_dict`.
+
+    Attributes
+    ----------
+    count : int or array of int64
+        How many values each cell has seen; an array, of the kept shape, where a mask made them differ; None if unknown.
+    mean, var, std : array of the kept shape
+        The mean, the population variance and its root, in float32 (float64 for 64-bit data), in the library of x.
+        NaN where the count is 0.
+    keep : tuple of int
+        The kept axes of the data, ascending.
+    ndim : int
+        How many axes the data have.
+
+    Notes
+    -----
+    The merge is that of Chan, Golub and LeVeque [1]_ on shifted data:
+    ``d = mean2 - mean1``, ``mean = mean1 + d n2 / n``, ``M2 = M2_1 + M2_2 + d^2 n1 n2 / n``.
+
+    References
+    ----------
+    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance",
+       The American Statistician 37 (1983), 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np, keepnorm as kn
+    >>> a = kn.moments(np.array([[1.0, 10.0], [2.0, 20.0]]), keep=1)
+    >>> b = kn.moments(np.array([[3.0, 60.0]]), keep=1)
+    >>> (a + b).count, (a + b).mean, (a + b).variance(correction=1)
+    (3, array([ 2., 30.]), array([  1., 700.]))
+    """
+
+    __slots__ = ("count", "delta", "dtype", "export", "keep", "m2", "ndim", "shift")
+
+    def __init__(
+        self,
+        count: Any,
+        shift: Array,
+        delta: Array,
+        m2: Array,
+        *,
+        keep: tuple[int, ...],
+        ndim: int,
+        dtype: str = "float32",
+        export: Callable[[Array, str], Array] | None = None,
+    ) -> None:
+        self.count = count
+        self.shift = shift
+        self.delta = delta
+        self.m2 = m2
+        self.keep = keep
+        self.ndim = ndim
+        self.dtype = dtype
+        self.export = export
+
+    @classmethod
+    def from_mean_var(
+        cls, mean: Array, var: Array, *, keep: int | Sequence[int], ndim: int, count: Any = None
+    ) -> Self:
+        """Moments from given running statistics, such as a framework's.
+
+        Parameters
+        ----------
+        mean, var : array of the kept shape
+            The mean and the population variance.
+        keep : int or tuple of int
+            The kept axes of the data that they belong to.
+        ndim : int
+            How many axes those data have.
+        count : int or array of int, optional
+            How many values they were taken from; without it they normalise, but neither merge nor give a sample variance.
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ, the number of axes is not that of `keep`, or a variance or a count is negative.
+        """
+        axes = normal(as_ints(keep, "keep"), ndim, "keep", (-1,) * ndim)
+        mean, var = _as_array(mean), _as_array(var)
+        xp = array_namespace(mean, var)
+        if mean.shape != var.shape:
+            raise ValueError(f"mean and var must have one shape; got {tuple(mean.shape)} and {tuple(var.shape)}")
+        if mean.ndim != len(axes):
+            raise ValueError(f"keep={keep} keeps {len(axes)} axes, so mean must have {len(axes)}; got shape {tuple(mean.shape)}")
+        if count is not None:
+            if isinstance(count, float) or (not hasattr(count, "shape") and count < 0):
+                raise ValueError(f"count must be a whole number of at least 0; got {count}")
+            if getattr(count, "shape", ()) not in ((), tuple(mean.shape)):
+                raise ValueError(f"count must be one number or have shape {tuple(mean.shape)}; got {tuple(count.shape)}")
+            if hasattr(count, "shape") and count.shape == ():
+                count = int(count)
+        dtype = "float64" if "float64" in str(mean.dtype) else "float32"
+        mean, var = _widen(mean, xp), _widen(var, xp)
+        m2 = var if count is None else var * _real(count, var, xp)
+        return cls(count, mean, xp.zeros_like(mean), m2, keep=axes, ndim=ndim, dtype=dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The kept shape: the shape of mean and var."""
+        return tuple(self.shift.shape)
+
+    @property
+    def mean(self) -> Array:
+        """The mean of each cell; NaN where the count is 0."""
+        return self._hand_out(self._where_filled(self.shift + self.delta))
+
+    @property
+    def var(self) -> Array:
+        """The population variance of each cell: ``variance(correction=0)``."""
+        return self.variance()
+
+    @property
+    def std(self) -> Array:
+        """The population standard deviation of each cell: the root of `var`, taken in the precision of the state."""
+        xp = array_namespace(self.m2)
+        return self._hand_out(xp.sqrt(self._variance(0)))
+
+    def variance(self, *, correction: float = 0) -> Array:
+        """The variance ``M2 / (n - correction)`` of each cell.
+
+        Parameters
+        ----------
+        correction : float, default 0
+            What is subtracted from the count, as in the array API standard: 0 population, 1 sample.
+
+        Returns
+        -------
+        array of the kept shape
+            NaN where ``n - correction`` is not positive.
+
+        Raises
+        ------
+        ValueError
+            If `correction` is not 0 and the count is not known.
+        """
+        return self._hand_out(self._variance(correction))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The moments of the data of both; also ``self + other``.
+
+        Raises
+        ------
+        TypeError
+            If `other` is no Moments.
+        ValueError
+            If the kept axes or shapes differ, or a count is not known.
+        """
+        if not isinstance(other, Moments):
+            raise TypeError(f"only Moments merge with Moments; got {type(other).__name__}")
+        if (self.keep, self.ndim, self.shape) != (other.keep, other.ndim, other.shape):
+            raise ValueError(
+                f"moments of different cells do not merge; got keep={self.keep} of {self.ndim} axes with shape {self.shape} "
+                f"and keep={other.keep} of {other.ndim} axes with shape {other.shape}"
+            )
+        if self.count is None or other.count is None:
+            raise ValueError("moments without a count do not merge: give from_mean_var a count; got count=None")
+        if isinstance(other.count, int) and other.count == 0:
+            return self
+        if isinstance(self.count, int) and self.count == 0:
+            return other
+        xp = array_namespace(self.shift, other.shift)
+        shift, delta, m2 = _merge(self, other, xp)
+        dtype = max(self.dtype, other.dtype)  # "float64" sorts after "float32"
+        return Moments(
+            self.count + other.count,
+            shift,
+            delta,
+            m2,
+            keep=self.keep,
+            ndim=self.ndim,
+            dtype=dtype,
+            export=self.export or other.export,
+        )
+
+    def __add__(self, other: object) -> "Moments":
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return self.merge(other)
+
+    def __radd__(self, other: object) -> "Moments":
+        """Let ``sum(list_of_moments)`` work: it starts at 0."""
+        if isinstance(other, int) and other == 0:
+            return self
+        return NotImplemented
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as plain numbers and lists, for JSON or a checkpoint; `from_dict` restores it to the last bit."""
+        return {
+            "count": self.count if isinstance(self.count, int) or self.count is None else _to_list(self.count),
+            "shift": _to_list(self.shift),
+            "delta": _to_list(self.delta),
+            "m2": _to_list(self.m2),
+            "shape": list(self.shape),
+            "keep": list(self.keep),
+            "ndim": self.ndim,
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The moments that `to_dict` wrote, on NumPy.
+
+        Raises
+        ------
+        ValueError
+            If a key is missing.
+        """
+        import numpy as np
+
+        missing = {"count", "shift", "delta", "m2", "shape", "keep", "ndim", "dtype"} - set(state)
+        if missing:
+            raise ValueError(f"state lacks {sorted(missing)}; got the keys {sorted(state)}")
+        shape = tuple(state["shape"])
+        count = state["count"]
+        if count is not None and not isinstance(count, int):
+            count = np.asarray(count, np.int64).reshape(shape)
+        shift, delta, m2 = (np.asarray(state[k], np.float64).reshape(shape) for k in ("shift", "delta", "m2"))
+        keep = tuple(state["keep"])
+        return cls(count, shift, delta, m2, keep=keep, ndim=state["ndim"], dtype=state["dtype"])
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        for name, value in zip(self.__slots__, state, strict=True):
+            setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Moments(count={self.count}, mean={self.mean}, var={self.var}, keep={self.keep})"
+
+    def _variance(self, correction: float) -> Array:
+        xp = array_namespace(self.m2)
+        if self.count is None:
+            if correction:
+                raise ValueError(f"correction={correction} needs the count, which these moments do not have")
+            return self.m2
+        if isinstance(self.count, int):
+            free = self.count - correction
+            return self.m2 / free if free > 0 else xp.full_like(self.m2, xp.nan)
+        divisor = _real(self.count, self.m2, xp) - correction
+        positive = divisor > 0
+        safe = xp.where(positive, divisor, xp.ones_like(divisor))
+        return xp.where(positive, self.m2 / safe, xp.full_like(self.m2, xp.nan))
+
+    def _where_filled(self, values: Array) -> Array:
+        if self.count is None or (isinstance(self.count, int) and self.count > 0):
+            return values
+        xp = array_namespace(values)
+        empty = xp.full_like(values, xp.nan)
+        return empty if isinstance(self.count, int) else xp.where(self.count > 0, values, empty)
+
+    def _hand_out(self, values: Array) -> Array:
+        if self.export is not None:
+            return self.export(values, self.dtype)
+        xp = array_namespace(values)
+        return xp.astype(xp.asarray(values), getattr(xp, self.dtype))
+
+
+class Accumulator:
+    """Moments of a stream: any number of batches, of any size.
+
+    Parameters
+    ----------
+    keep : int, tuple of int, or pattern
+        The axes that survive, the same for every batch.
+
+    Examples
+    --------
+    >>> import numpy as np, keepnorm as kn
+    >>> seen = kn.Accumulator(keep=-1)
+    >>> for batch in np.arange(12.0).reshape(3, 2, 2):
+    ...     seen.update(batch)
+    >>> seen.moments.count, seen.moments.mean
+    (6, array([5., 6.]))
+    """
+    # Binary counter of partial moments: slot i holds 2**i batches, so that a long stream merges like a tree.
+
+    def __init__(self, keep: Any, *, measure: Callable[..., Moments] | None = None) -> None:
+        self.keep = keep
+        self._measure = measure
+        self._slots: list[Moments | None] = []
+
+    def update(self, batch: Array, where: Array | None = None) -> None:
+        """Add the values of a batch; with `where`, only those where it is true."""
+        measure = self._measure
+        if measure is None:
+            from keepnorm.functional import moments as measure
+        carry = measure(batch, self.keep, where=where)
+        for slot in (s for s in self._slots if s is not None):
+            if slot.shape != carry.shape or slot.keep != carry.keep or slot.ndim != carry.ndim:
+                slot.merge(carry)  # raises, before anything has changed
+        for i, slot in enumerate(self._slots):
+            if slot is None:
+                self._slots[i] = carry
+                return
+            carry = slot.merge(carry)
+            self._slots[i] = None
+        self._slots.append(carry)
+
+    @property
+    def moments(self) -> Moments:
+        """The moments of all batches so far.
+
+        Raises
+        ------
+        ValueError
+            If there was no batch yet.
+        """
+        filled = [slot for slot in reversed(self._slots) if slot is not None]
+        if not filled:
+            raise ValueError("no batch yet: the accumulator has no moments before its first update")
+        return reduce(add, filled)
+
+
+def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
+    """The merged (K, delta, M2); kernels/cpu.py has the same formula for scalars, and a test holds them equal."""
+    if isinstance(a.count, int) and isinstance(b.count, int):
+        n = a.count + b.count
+        share, weight = b.count / n, a.count / n * b.count
+        a_empty = b_empty = None
+    else:
+        n1, n2 = _real(a.count, a.m2, xp), _real(b.count, b.m2, xp)
+        n = n1 + n2
+        safe = xp.where(n > 0, n, xp.ones_like(n))
+        share, weight = n2 / safe, n1 / safe * n2
+        a_empty, b_empty = n1 == 0, n2 == 0
+    d = (b.shift - a.shift) + (b.delta - a.delta)
+    finite = xp.isfinite(d)
+    # An infinite value makes the mean infinite; the difference of two infinities would make it NaN.
+    delta = xp.where(finite, a.delta + xp.where(finite, d, xp.zeros_like(d)) * share, a.delta + (b.delta + (b.shift - a.shift)))
+    m2 = a.m2 + b.m2 + d * d * weight
+    shift = a.shift + xp.zeros_like(delta)
+    if a_empty is not None:
+        shift = xp.where(a_empty, b.shift, shift)
+        delta = xp.where(a_empty, b.delta, xp.where(b_empty, a.delta, delta))
+        m2 = xp.where(a_empty, b.m2, xp.where(b_empty, a.m2, m2))
+    return shift, delta, m2
+
+
+def _as_array(values: Any) -> Array:
+    if hasattr(values, "__array_namespace__") or hasattr(values, "dtype"):
+        return values
+    import numpy as np
+
+    return np.asarray(values, np.float32)
+
+
+def _widen(values: Array, xp: Any) -> Array:
+    """In float64 where the library has it (JAX without x64 has not)."""
+    return xp.astype(values, getattr(xp, "float64", values.dtype))
+
+
+def _real(count: Any, like: Array, xp: Any) -> Array:
+    """A count as a float, or as an array of the dtype of `like`."""
+    return float(count) if isinstance(count, int) else xp.astype(count, like.dtype)
+
+
+def _to_list(values: Array) -> Any:
+    import numpy as np
+
+    return np.asarray(values).tolist()
