@@ -1,0 +1,1 @@
+"""The promises of keepnorm, one file for each kind."""
