@@ -115,9 +115,17 @@ def resolve(
         tuple(shape),
         keep if isinstance(keep, str) else as_ints(keep, "keep"),
         affine if affine is None or isinstance(affine, str) else as_ints(affine, "affine"),
-        tuple(sorted(sizes.items())) if sizes else (),
+        tuple((name, _size(name, sizes[name])) for name in sorted(sizes)) if sizes else (),
     )
     return _resolve(*key)
+
+
+def _size(name: str, size: Any) -> int:
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        if name in _AXIS_WORDS or name == "momentum":
+            refuse_keywords({name: size}, "keep")
+        raise TypeError(f"{name} must be an int, the size of an axis that the pattern names; got {name}={size!r}")
+    return index(size)
 
 
 @lru_cache(maxsize=4096)
@@ -146,7 +154,7 @@ def as_ints(axes: int | Iterable[int], name: str) -> tuple[int, ...]:
         return (axes,)
     if isinstance(axes, str) or axes is None or isinstance(axes, bool):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {axes!r}")
-    if hasattr(axes, "__index__"):
+    if hasattr(axes, "__index__") and getattr(axes, "ndim", 0) == 0:  # an array of one value is a sequence, too
         return (index(axes),)
     if not isinstance(axes, Iterable):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {type(axes).__name__}")
