@@ -1,0 +1,67 @@
+"""Say which axes you keep. Everything else is reduced.
+
+Mean and variance of any array over the axes that you do not keep, and the affine step that follows from them: batch,
+layer, instance, group and RMS normalisation, and the statistics of data sets, in any array library.
+
+>>> import numpy as np, keepnorm as kn
+>>> x = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+>>> kn.moments(x, keep=1).mean
+array([3.5, 5.5, 7.5], dtype=float32)
+>>> kn.normalize(x, keep=1).std(axis=(0, 2)).round(3)
+array([1., 1., 1.], dtype=float32)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from keepnorm.functional import affine, moments, normalize, normalize_vjp
+from keepnorm.gradients import Gradients
+from keepnorm.moments import Accumulator, Moments
+from keepnorm.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+
+if TYPE_CHECKING:
+    from keepnorm import dialects
+    from keepnorm.batchnorm import BatchNorm
+    from keepnorm.explain import Explanation, explain
+    from keepnorm.kernels.threads import threads
+
+__all__ = [
+    "Accumulator",
+    "BatchNorm",
+    "Explanation",
+    "Gradients",
+    "Moments",
+    "affine",
+    "batch_norm",
+    "dialects",
+    "explain",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "moments",
+    "normalize",
+    "normalize_vjp",
+    "rms_norm",
+    "threads",
+]
+
+# Loaded at their first use, so that an import costs what it needs and no more.
+_LATER = {
+    "BatchNorm": "keepnorm.batchnorm",
+    "Explanation": "keepnorm.explain",
+    "explain": "keepnorm.explain",
+    "threads": "keepnorm.kernels.threads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "dialects":
+        return import_module("keepnorm.dialects")
+    if name in _LATER:
+        value = globals()[name] = getattr(import_module(_LATER[name]), name)
+        return value
+    raise AttributeError(f"module 'keepnorm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,127 @@
+"""Which engine serves this array: found by type, once for each type, importing no framework.
+
+========================= ==================================================================================
+array                     engine
+========================= ==================================================================================
+numpy.ndarray, memmap     host: CPU kernels, without a copy
+torch.Tensor              torch: CPU kernels on its memory; on another device the CUDA kernels or torch itself
+jax.Array                 jax: CPU kernels where it is concrete, jax.numpy where it is traced
+dask.array.Array          dask: lazy, one task for each chunk, moments merged in a tree
+cupy.ndarray              cuda: CUDA kernels if numba-cuda is installed, else CuPy itself
+xarray.DataArray          its data's engine; names, coordinates and attributes stay
+any array API array       standard: the array's own namespace
+========================= ==================================================================================
+
+Everything else is a TypeError that says what to pass.
+"""
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+
+_NAMES: dict[type, str] = {np.ndarray: "host", np.memmap: "host"}
+_ENGINES: dict[type, ModuleType] = {}
+
+
+def engine_of(x: Any) -> ModuleType:
+    """The engine that serves x.
+
+    Raises
+    ------
+    TypeError
+        If x is no array, or one whose meaning would be lost.
+    """
+    engine = _ENGINES.get(type(x))
+    if engine is None:
+        engine = _ENGINES[type(x)] = load(name_of(x))
+    return engine
+
+
+def name_of(x: Any) -> str:
+    """The name of the engine that serves x, loading nothing; "xarray" for a DataArray, which is unwrapped first."""
+    kind = type(x)
+    name = _NAMES.get(kind)
+    if name is None:
+        name = _NAMES[kind] = _find(x)
+    return name
+
+
+def load(name: str) -> ModuleType:
+    """The engine of that name; an engine imports its framework only when it is called."""
+    if name == "host" and find_spec("keepnorm.engines.host") is None:
+        name = "standard"
+    return import_module(f"keepnorm.engines.{name}")
+
+
+@cache
+def cuda_name() -> str:
+    """What serves memory on a CUDA device: the CUDA kernels where they can run, else the array's own library, on the device."""
+    kernels = find_spec("numba_cuda") is not None and find_spec("keepnorm.engines.cuda") is not None
+    return "cuda" if kernels else "standard"
+
+
+def dtype_name(dtype: Any) -> str:
+    """``float32`` for NumPy's, PyTorch's and every array API library's float32, whatever its byte order."""
+    name: str | None = getattr(dtype, "name", None)
+    return name if name is not None else str(dtype).rpartition(".")[2]
+
+
+def _find(x: Any) -> str:
+    if isinstance(x, np.ndarray):
+        raise TypeError(_SUBCLASSES.get(_qualified(type(x)), _SUBCLASS).format(_qualified(type(x))))
+    if compat.is_torch_array(x):
+        return "torch"
+    if compat.is_jax_array(x):
+        return "jax"
+    if compat.is_dask_array(x):
+        return "dask"
+    if compat.is_cupy_array(x):
+        return cuda_name()
+    roots = {base.__module__.partition(".")[0] for base in type(x).__mro__}
+    if "xarray" in roots and type(x).__name__ == "DataArray":
+        return "xarray"
+    if "sparse" not in roots and hasattr(x, "__array_namespace__"):
+        return "standard"
+    hint = next((_HINTS[root] for root in _HINTS if root in roots), "pass an array, such as numpy.asarray(x)")
+    raise TypeError(
+        f"x must be an array: NumPy, CuPy, PyTorch, JAX, dask, xarray.DataArray or an array API library's; "
+        f"got {_qualified(type(x))} ({hint})"
+    )
+
+
+def _qualified(kind: type) -> str:
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return module + kind.__qualname__
+
+
+_SUBCLASS = "x is a subclass of numpy.ndarray whose meaning would be lost: pass numpy.asarray(x); got a {}"
+_SUBCLASSES = {
+    name: message
+    for names, message in (
+        (
+            ("numpy.ma.MaskedArray", "numpy.ma.core.MaskedArray"),
+            "x is a masked array: pass its values and its mask, x.data with where=~numpy.ma.getmaskarray(x); got a {}",
+        ),
+        (
+            ("numpy.matrix", "numpy.matrixlib.defmatrix.matrix"),
+            "x is a numpy.matrix, which has two axes whatever is reduced: pass numpy.asarray(x); got a {}",
+        ),
+    )
+    for name in names
+}
+
+# By the package that a type comes from: what to pass instead.
+_HINTS = {
+    "pandas": "pass x.to_numpy(), with keep=1 for one mean per column",
+    "polars": "pass x.to_numpy(), with keep=1 for one mean per column",
+    "pyarrow": "pass x.to_numpy()",
+    "scipy": "pass x.toarray(): subtracting a mean leaves nothing sparse",
+    "sparse": "pass x.todense(): subtracting a mean leaves nothing sparse",
+    "xarray": "pass one DataArray, such as x['temperature']",
+    "tensorflow": "pass x.numpy(), or torch.from_dlpack(x) without a copy",
+}

@@ -1,0 +1,316 @@
+"""The public functions on kept axes: signature, documentation, validation, and one call downwards.
+
+The named norms, which are these functions with other words for the axes, are in norms.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from keepnorm import roles, validate
+from keepnorm.axes import Axes, Keep
+from keepnorm.gradients import Gradients
+from keepnorm.moments import Moments
+from keepnorm.validate import REQUIRED
+
+Array = Any
+
+
+def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, **sizes: Any) -> Moments:
+    """Count, mean and variance over the axes that are not kept.
+
+    ``mean = sum(x) / n`` and ``var = sum((x - mean)^2) / n`` for each cell of the kept axes.
+
+    Parameters
+    ----------
+    x : array
+        Real numbers: bool, integers, float16, bfloat16, float32 or float64, of any number of axes and any layout.
+    keep : int, tuple of int, or str
+        The axes that survive. A pattern such as ``"n h w c -> c"`` names them; for an xarray.DataArray a dimension's
+        name, or a tuple of names, does too.
+    where : array of bool, optional
+        Only the values where it is true count. Its shape broadcasts to that of x.
+    **sizes : int
+        Sizes of axes that a pattern groups, such as ``g=32``.
+
+    Returns
+    -------
+    Moments
+        With ``mean`` and ``var`` of the kept shape, in the library and on the device of x, float32 (float64 for 64-bit
+        data), accumulated in float64. Where nothing is counted, ``count`` is 0 and both are NaN.
+
+    Raises
+    ------
+    TypeError
+        If x is no array, or complex; if a keyword such as ``axis=`` does not say what it means.
+    ValueError
+        If an axis is out of range or named twice, or `where` does not broadcast to x.
+
+    Notes
+    -----
+    The accuracy is within one unit in the last place of float32, whatever the layout and the size. A NaN or an infinity
+    stays in its own cell; the mean of ``[inf, 1]`` is inf. The method is the shifted one-pass algorithm of Chan, Golub and
+    LeVeque, The American Statistician 37 (1983), 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np, keepnorm as kn
+    >>> m = kn.moments(np.array([[1.0, 10.0], [3.0, 30.0]]), keep=1)
+    >>> m.count, m.mean, m.var
+    (2, array([ 2., 20.]), array([  1., 100.]))
+    """
+    call = validate.call(roles.general, x, (keep, None), sizes, "keep")
+    if call.axes is None:
+        labels = call.engine.Labels(x)
+        return labels.moments(
+            moments(labels.values, labels.positions(keep), where=labels.mask(where), **sizes)
+        )
+    return call.engine.moments(x, call.axes, validate.mask(where, call))
+
+
+def affine(
+    x: Array, /, scale: Array, shift: Array | None = None, *, keep: Keep = REQUIRED, out: Array | None = None, **sizes: Any
+) -> Array:
+    """``x * scale + shift``, with one scale and one shift for each cell of the kept axes.
+
+    Parameters
+    ----------
+    x : array
+        Real numbers, of any number of axes and any layout.
+    scale, shift : array of the kept shape
+        In the library of x.
+    keep : int, tuple of int, or str
+        The axes on which scale and shift live.
+    out : array, optional
+        Where to write: of the shape and the result dtype of x. It may be x.
+    **sizes : int
+        Sizes of axes that a pattern groups.
+
+    Returns
+    -------
+    array
+        Of the shape of x and its floating dtype; float32 for integers (float64 for 64-bit ones). Computed in float64,
+        rounded once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np, keepnorm as kn
+    >>> kn.affine(np.ones((2, 2)), np.array([2.0, 3.0]), np.array([0.5, 0.0]), keep=1)
+    array([[2.5, 3. ],
+           [2.5, 3. ]])
+    """
+    call = validate.call(roles.general, x, (keep, None), sizes, "keep")
+    if scale is None:
+        raise TypeError("scale must be an array of the kept shape; got None")
+    if call.axes is None:
+        labels = call.engine.Labels(x)
+        arrays = (labels.parameter(a, keep) for a in (scale, shift))
+        return labels.wrap(
+            affine(labels.values, *arrays, keep=labels.positions(keep), out=labels.output(out), **sizes), out
+        )
+    scale, shift = validate.parameter(scale, "scale", call), validate.parameter(shift, "shift", call)
+    return call.engine.affine(x, scale, shift, call.axes, validate.output(out, call))
+
+
+def normalize(
+    x: Array,
+    /,
+    keep: Keep = REQUIRED,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    affine: Keep | None = None,
+    eps: float = 1e-5,
+    center: bool = True,
+    moments: Moments | None = None,
+    where: Array | None = None,
+    out: Array | None = None,
+    **sizes: Any,
+) -> Array:
+    """Normalise x over the axes that are not kept: ``(x - mean) / sqrt(var + eps) * weight + bias``.
+
+    Parameters
+    ----------
+    x : array
+        Real numbers: bool, integers, float16, bfloat16, float32 or float64, of any number of axes and any layout.
+    keep : int, tuple of int, or str
+        The axes that survive the reduction: one mean and one variance for each of their cells. A pattern such as
+        ``"n h w c -> c"`` names them; for an xarray.DataArray a dimension's name, or a tuple of names, does too.
+    weight, bias : array of the affine shape, optional
+        The learned scale and offset, in the library of x.
+    affine : int, tuple of int, or str, optional
+        The axes on which weight and bias live; the kept axes if None.
+    eps : float, default 1e-5
+        Added to the variance.
+    center : bool, default True
+        If False, the mean is not subtracted and the root mean square divides: ``x / sqrt(mean(x^2) + eps) * weight + bias``.
+    moments : Moments, optional
+        Mean and variance to normalise with, such as running ones, instead of those of x; `where` then has no effect.
+    where : array of bool, optional
+        Only the values where it is true count in the moments. Every value is normalised. Its shape broadcasts to that of x.
+    out : array, optional
+        Where to write: of the shape and the result dtype of x. It may be x.
+    **sizes : int
+        Sizes of axes that a pattern groups, such as ``g=32``.
+
+    Returns
+    -------
+    array
+        Of the shape of x, in its library, on its device, in its floating dtype; float32 for integers (float64 for 64-bit
+        ones).
+
+    Raises
+    ------
+    TypeError
+        If x is no array, or complex; if weight, bias, where or out are of another library, or a keyword such as ``axis=``
+        does not say what it means.
+    ValueError
+        If an axis, a shape or eps does not fit, if `out` cannot be written to, or if the reduced axes are empty.
+
+    Notes
+    -----
+    One value per cell has variance 0, so that the result is the bias. A constant has variance exactly 0. The result is
+    within 2 units in the last place of ``max(|y|, 1)`` of the float64 result at any offset, since the mean is subtracted
+    first. S. Ioffe, C. Szegedy, "Batch Normalization", arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np, keepnorm as kn
+    >>> kn.normalize(np.array([[1.0, 10.0], [3.0, 30.0]]), keep=1, eps=0)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    """
+    return normalize_roles(
+        roles.general, x, (keep, affine), weight, bias, eps, center, moments, where, out, sizes, "keep"
+    )
+
+
+def normalize_vjp(
+    x: Array,
+    /,
+    keep: Keep = REQUIRED,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    affine: Keep | None = None,
+    eps: float = 1e-5,
+    center: bool = True,
+    moments: Moments | None = None,
+    where: Array | None = None,
+    **sizes: Any,
+) -> tuple[Array, Callable[[Array], Gradients]]:
+    """:func:`normalize`, and the function that takes the gradient of its result to those of x, weight and bias.
+
+    With ``hat = (x - mean) * rstd``, ``rstd = 1 / sqrt(var + eps)`` and ``g = dy * weight``::
+
+        dx = rstd * (g - mean(g) - hat * mean(g * hat))        # moments given: rstd * g
+        dweight = sum(dy * hat)                                # over the axes that are not affine
+        dbias = sum(dy)
+
+    Parameters
+    ----------
+    x, keep, weight, bias, affine, eps, center, moments, where, **sizes
+        As in :func:`normalize`.
+
+    Returns
+    -------
+    y : array
+        What :func:`normalize` gives.
+    vjp : function
+        ``vjp(dy)`` with dy of the shape of x gives ``Gradients(x, weight, bias)``; None for a parameter that was not given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`normalize`; ValueError if dy has not the shape of x.
+
+    Examples
+    --------
+    >>> import numpy as np, keepnorm as kn
+    >>> y, vjp = kn.normalize_vjp(np.array([[1.0, 10.0], [3.0, 30.0]]), 1, bias=np.zeros(2), eps=0)
+    >>> vjp(np.ones((2, 2))).bias
+    array([2., 2.])
+    """
+    eps, center = validate.epsilon(eps), validate.flag(center, "center")
+    call = validate.call(roles.general, x, (keep, affine), sizes, "keep")
+    if call.axes is None:
+        labels = call.engine.Labels(x)
+        lives_on = keep if affine is None else affine
+        y, vjp = normalize_vjp(
+            labels.values,
+            labels.positions(keep),
+            labels.parameter(weight, lives_on),
+            labels.parameter(bias, lives_on),
+            affine=labels.positions(affine),
+            eps=eps,
+            center=center,
+            moments=labels.state(moments),
+            where=labels.mask(where),
+            **sizes,
+        )
+        return labels.wrap(y), labels.vjp(vjp)
+    weight, bias = validate.parameter(weight, "weight", call), validate.parameter(bias, "bias", call)
+    moments, where = validate.given(moments, call), validate.mask(where, call)
+    if moments is None:
+        validate.not_empty(call)
+    y, vjp = call.engine.normalize_vjp(x, call.axes, weight, bias, eps, center, moments, where)
+
+    def checked(dy: Array) -> Gradients:
+        return vjp(validate.cotangent(dy, call))
+
+    return y, checked
+
+
+def normalize_roles(
+    build: Callable[..., Axes],
+    x: Array,
+    words: tuple[Any, ...],
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    center: bool,
+    moments: Moments | None,
+    where: Array | None,
+    out: Array | None,
+    sizes: dict[str, Any],
+    takes: str,
+) -> Array:
+    """What every norm is: `build` gives the axes their roles from the norm's own words for them."""
+    call = validate.call(build, x, words, sizes, takes)
+    if call.axes is None:
+        labels = call.engine.Labels(x)
+        lives_on = labels.affine(build, words)
+        y = normalize_roles(
+            build,
+            labels.values,
+            tuple(labels.positions(word) for word in words),
+            labels.parameter(weight, lives_on),
+            labels.parameter(bias, lives_on),
+            eps,
+            center,
+            labels.state(moments),
+            labels.mask(where),
+            labels.output(out),
+            sizes,
+            takes,
+        )
+        return labels.wrap(y, out)
+    if weight is not None:
+        weight = validate.parameter(weight, "weight", call)
+    if bias is not None:
+        bias = validate.parameter(bias, "bias", call)
+    if where is not None:
+        where = validate.mask(where, call)
+    if out is not None:
+        out = validate.output(out, call)
+    if moments is None:
+        validate.not_empty(call)
+    else:
+        moments = validate.given(moments, call)
+    return call.engine.normalize(
+        x, call.axes, weight, bias, validate.epsilon(eps), validate.flag(center, "center"), moments, where, out
+    )

@@ -1,0 +1,249 @@
+"""What must hold before any engine is called: types, dtypes, shapes and axes, from metadata alone.
+
+What the axes and the dtype of a call mean is worked out once for each combination and kept, so that a repeated call
+costs one look-up. Nothing here reads a value of an array.
+"""
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from numbers import Real
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from keepnorm import dispatch
+from keepnorm.axes import Axes, refuse_keywords
+from keepnorm.moments import Moments
+from keepnorm.precision import result_name
+from keepnorm.roles import general
+
+Array = Any
+
+
+# Stands for an argument that was not given, so that a bare axis= meets its own error before Python's.
+REQUIRED: Any = ...
+
+
+class Call(NamedTuple):
+    """What is known of a call before any value: who serves it, the roles of the axes, and what the parameters must look like."""
+
+    engine: ModuleType
+    name: str
+    axes: Axes | None  # None: an array with names, to be unwrapped first
+    shape: tuple[int, ...]
+    affine_shape: tuple[int, ...]
+    source_affine_shape: tuple[int, ...]
+    kept_shape: tuple[int, ...]
+    result: str
+    kind: type
+    dtype: Any
+    empty: bool
+
+
+_CALLS: dict[Any, Call] = {}
+_MOST_CALLS = 4096
+
+
+def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any], takes: str) -> Call:
+    """The call for x and a norm's own words for its axes.
+
+    `build` makes the axes from the shape, the words and, for a pattern, the sizes; `takes` is the keyword that says them.
+    """
+    if sizes:
+        if build is not general or not isinstance(words[0], str):
+            refuse_keywords(sizes, takes)
+        return _new(build, x, words, sizes)
+    if REQUIRED in words:
+        missing = "groups" if takes == "channel" and words[0] is REQUIRED and len(words) == 3 else takes
+        raise TypeError(f"{missing}= is missing: nothing is taken for granted; got x with shape {getattr(x, 'shape', None)}")
+    try:
+        # 1, True and 1.0 are one key of a dict, but not all of them are axes: the types belong to the key.
+        key = (build, type(x), x.shape, x.dtype, words, *map(type, words))
+        known = _CALLS.get(key)
+    except (AttributeError, TypeError):  # x is no array, or a word is a list
+        return _new(build, x, words, sizes)
+    if known is None:
+        known = _new(build, x, words, sizes)
+        # For the same reason a tuple is remembered only if it holds nothing but ints.
+        if known.axes is not None and all(type(a) is int for word in words if type(word) is tuple for a in word):
+            if len(_CALLS) >= _MOST_CALLS:
+                _CALLS.clear()
+            _CALLS[key] = known
+    return known
+
+
+def _new(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any]) -> Call:
+    name = dispatch.name_of(x)
+    result = result_name(dispatch.dtype_name(x.dtype))
+    if name == "xarray":  # unwrapped by the caller, who comes back with its data
+        return Call(dispatch.load(name), name, None, (), (), (), (), result, type(x), x.dtype, False)
+    shape = _shape(x)
+    axes = build(shape, *words, sizes) if build is general else build(shape, *words)
+    return Call(
+        dispatch.load(name),
+        name,
+        axes,
+        axes.source,
+        axes.affine_shape,
+        axes.source_affine_shape,
+        axes.kept_shape,
+        result,
+        type(x),
+        x.dtype,
+        axes.count == 0 and 0 not in axes.kept_shape,
+    )
+
+
+def _shape(x: Array) -> tuple[int, ...]:
+    shape = tuple(x.shape)
+    if any(n is None or n != n for n in shape):  # NaN is the size that dask does not know yet
+        raise ValueError(f"x must have a known shape: call x.compute_chunk_sizes() first; got {shape}")
+    return shape
+
+
+def parameter(value: Array | None, name: str, known: Call) -> Array | None:
+    """A weight, a bias, a scale or a shift, in the shape of the affine axes.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of the library of x, or does not hold real numbers.
+    ValueError
+        If its shape is not that of the affine axes.
+    """
+    if value is None:
+        return None
+    if type(value) is not known.kind or value.dtype is not known.dtype:
+        _same_library(value, name, known)
+        result_name_of(value, name)
+    shape = value.shape
+    if shape == known.affine_shape:
+        return value
+    if tuple(shape) == known.source_affine_shape:
+        return value.reshape(known.affine_shape) if hasattr(value, "reshape") else _reshape(value, known.affine_shape)
+    axes = known.axes
+    needed = known.source_affine_shape
+    affine = tuple(sorted({axes.origin[a] for a in axes.affine}))
+    raise ValueError(
+        f"{name} has shape {tuple(shape)}, but the affine axes {affine} of x with shape {known.shape} need {needed}"
+    )
+
+
+def result_name_of(value: Array, name: str) -> str:
+    """The result dtype of a parameter, with the parameter's name in the error."""
+    dtype = dispatch.dtype_name(value.dtype)
+    try:
+        return result_name(dtype)
+    except TypeError:
+        raise TypeError(f"{name} must hold real numbers; got {dtype}") from None
+
+
+def mask(where: Array | None, known: Call) -> Array | None:
+    """A mask: bool, of a shape that broadcasts to that of x."""
+    if where is None:
+        return None
+    _same_library(where, "where", known)
+    if dispatch.dtype_name(where.dtype) != "bool":
+        raise TypeError(f"where must hold bool; got {dispatch.dtype_name(where.dtype)}")
+    shape = tuple(where.shape)
+    if len(shape) > len(known.shape) or any(
+        n not in (1, size) for n, size in zip(reversed(shape), reversed(known.shape), strict=False)
+    ):
+        raise ValueError(f"where must broadcast to the shape of x, {known.shape}; got shape {shape}")
+    return where
+
+
+def output(out: Array | None, known: Call) -> Array | None:
+    """An array to write into: of the library, the shape and the result dtype of x, and writable."""
+    if out is None:
+        return None
+    if known.name in ("jax", "dask"):
+        raise TypeError(f"out= needs an array that can be written to, and a {known.name} array cannot; got {type(out).__name__}")
+    _same_library(out, "out", known, numpy=False)
+    if tuple(out.shape) != known.shape:
+        raise ValueError(f"out must have the shape of x, {known.shape}; got {tuple(out.shape)}")
+    if dispatch.dtype_name(out.dtype) != known.result:
+        raise TypeError(f"out must have dtype {known.result}, the result's; got {dispatch.dtype_name(out.dtype)}")
+    flags = getattr(out, "flags", None)
+    if flags is not None and not getattr(flags, "writeable", True):
+        raise ValueError(f"out must be writable; got a read-only array of shape {tuple(out.shape)}")
+    return out
+
+
+def epsilon(eps: Any) -> float:
+    """A finite real number of at least 0."""
+    if type(eps) is float and 0.0 <= eps < float("inf"):
+        return eps
+    if isinstance(eps, bool) or not isinstance(eps, Real):
+        raise TypeError(f"eps must be a real number; got {eps!r}")
+    value = float(eps)
+    if not (isfinite(value) and value >= 0):
+        raise ValueError(f"eps must be finite and at least 0; got {eps!r}")
+    return value
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False, and nothing that only looks like it."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return value
+
+
+def given(moments: Moments | None, known: Call) -> Moments | None:
+    """Moments to normalise with: one mean and one variance for each kept cell of x."""
+    if moments is None:
+        return None
+    if not isinstance(moments, Moments):
+        raise TypeError(f"moments must be keepnorm.Moments, such as Moments.from_mean_var makes; got {type(moments).__name__}")
+    if moments.shape != known.kept_shape:
+        raise ValueError(
+            f"moments have shape {moments.shape}, but the kept axes {known.axes.keep} of x with shape {known.shape} "
+            f"need {known.kept_shape}"
+        )
+    return moments
+
+
+def cotangent(dy: Array, known: Call) -> Array:
+    """The gradient of a result: an array of the library and the shape of x."""
+    _same_library(dy, "dy", known)
+    result_name_of(dy, "dy")
+    if tuple(dy.shape) != known.shape:
+        raise ValueError(f"dy must have the shape of x, {known.shape}; got {tuple(dy.shape)}")
+    return dy
+
+
+def not_empty(known: Call) -> None:
+    """Refuse to normalise with the moments of nothing."""
+    if known.empty and known.axes is not None:
+        raise ValueError(
+            f"x has nothing to take a mean of: its reduced axes {known.axes.reduce} are empty; got shape {known.shape}"
+        )
+
+
+def _same_library(value: Any, name: str, known: Call, numpy: bool = True) -> None:
+    """Refuse an array of another library: which copy to make is not ours to choose."""
+    if isinstance(value, known.kind):
+        return
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        raise TypeError(f"{name} must be an array of the library of x, {_library(known.kind)}; got {type(value).__name__}")
+    try:
+        engine = dispatch.name_of(value)
+    except TypeError:
+        engine = ""
+    if engine == known.name and (engine != "standard" or _library(type(value)) == _library(known.kind)):
+        return
+    if numpy and engine == "host" and known.name in ("jax", "dask"):
+        return  # both take NumPy's arrays for their own
+    raise TypeError(
+        f"{name} must be an array of the library of x, {_library(known.kind)}; got {_library(type(value))}.{type(value).__name__}"
+    )
+
+
+def _library(kind: type) -> str:
+    root = kind.__module__.partition(".")[0]
+    return "jax" if root == "jaxlib" else root
+
+
+def _reshape(value: Array, shape: tuple[int, ...]) -> Array:
+    from array_api_compat import array_namespace
+
+    return array_namespace(value).reshape(value, shape)
