@@ -1,0 +1,164 @@
+"""NumPy arrays as flat memory for the kernels: the span that an array lies in, and the plan that walks it."""
+
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keepnorm.axes import Axes
+from keepnorm.plan import Plan, make_plan
+
+Array = np.ndarray[Any, Any]
+
+
+class Walk(NamedTuple):
+    """A plan as the kernels take it: its integers, the table of outer kept axes and that of outer reduced axes."""
+
+    plan: Plan
+    integers: Array
+    kept: Array
+    outer: Array
+    cells_in_order: bool
+    affine_in_order: bool
+
+
+class _Span:
+    """Memory by address; keeps its owner alive. NumPy takes it through the array interface."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, address: int, items: int, dtype: np.dtype[Any], owner: Array) -> None:
+        # Marked as writable even if the owner is not, since Numba would compile every kernel anew for read-only
+        # arrays; no kernel writes to x.
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (items,),
+            "strides": None,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+        self.owner = owner
+
+
+@lru_cache(maxsize=1)
+def _record_types() -> dict[str, np.dtype[Any]]:
+    from keepnorm.kernels.scalars import BFLOAT16, FLOAT16
+
+    return {"float16": FLOAT16, "bfloat16": BFLOAT16, "bool": np.dtype(np.uint8)}
+
+
+_PLAIN = frozenset(np.dtype(c) for c in "fdbBhHiIlLqQ")
+
+
+def readable(x: Array) -> Array:
+    """x itself where kernels can read it in place, else a copy: byte-swapped, unaligned, or with a step inside a value."""
+    if x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+        return x
+    if not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    if not x.flags.aligned or any(step % x.itemsize for step in x.strides):
+        return x.copy()
+    return x
+
+
+def flat(x: Array) -> Array:
+    """The memory from the first to the last byte of x as one contiguous array of the kernels' dtype."""
+    if x.flags.c_contiguous and x.flags.writeable:
+        whole = x.reshape(-1)
+        return whole if x.dtype in _PLAIN else whole.view(_record_types()[x.dtype.name])
+    low = high = 0
+    for n, step in zip(x.shape, x.strides, strict=True):
+        if step < 0:
+            low += step * (n - 1)
+        else:
+            high += step * (n - 1)
+    raw = np.dtype(f"u{x.itemsize}")
+    address = x.__array_interface__["data"][0] + low
+    whole = np.asarray(_Span(address, (high - low) // x.itemsize + 1, raw, x))
+    return whole.view(x.dtype if x.dtype in _PLAIN else _record_types()[x.dtype.name])
+
+
+def walk(axes: Axes, arrays: tuple[Array | None, ...]) -> Walk:
+    """The plan for arrays of one shape that are walked together: x, y, dy and mask; None for one that is not there."""
+    return _walk(axes, tuple(a.strides if a is not None else None for a in arrays), arrays[0].itemsize)  # type: ignore[union-attr]
+
+
+@lru_cache(maxsize=4096)
+def _walk(axes: Axes, strides: tuple[tuple[int, ...] | None, ...], itemsize: int) -> Walk:
+    shape = axes.shape
+    steps = tuple(_split_strides(axes, s, itemsize if i < 3 else 1) for i, s in enumerate(strides))
+    plan = make_plan(shape, axes.keep, axes.affine, steps, itemsize)
+    origins = [-sum(min(0, s * (n - 1)) for s, n in zip(step, shape, strict=True)) for step in steps]
+    base = [b + o for b, o in zip(plan.base, [*origins, 0, 0, 0], strict=False)]
+    lane = plan.lane_reduced if plan.lane_reduced.size > 1 else plan.lane_kept
+    integers = np.array(
+        [
+            *base,
+            plan.cells_outside,
+            plan.positions,
+            plan.inner.size,
+            plan.inner.affine,
+            plan.inner.x,
+            plan.inner.y,
+            plan.inner.z,
+            plan.inner.mask,
+            plan.rows,
+            plan.pieces,
+            plan.together,
+            plan.blocks,
+            plan.fold,
+            plan.lane_kept.size,
+            plan.lane_reduced.size,
+            plan.lane_kept.affine,
+            plan.lane_reduced.affine,
+            lane.x,
+            lane.y,
+            lane.z,
+            lane.mask,
+            plan.chunk,
+            plan.chunks,
+        ],
+        np.int64,
+    )
+    tables = (np.array(table, np.int64).reshape(len(table), 7) for table in (plan.kept, plan.outer))
+    return Walk(plan, integers, *tables, _in_order(plan.cell_order), _in_order(plan.affine_order))
+
+
+def _split_strides(axes: Axes, strides: tuple[int, ...] | None, itemsize: int) -> tuple[int, ...]:
+    """Strides in elements for the split shape: an axis split into (g, c) has the strides (c * stride, stride)."""
+    if strides is None:
+        return (0,) * len(axes.shape)
+    steps = []
+    for a, source in enumerate(axes.origin):
+        behind = prod(axes.shape[b] for b in range(a + 1, len(axes.shape)) if axes.origin[b] == source)
+        steps.append(strides[source] // itemsize * behind)
+    return tuple(steps)
+
+
+def _in_order(order: tuple[tuple[int, bool], ...]) -> bool:
+    """Whether axes are ascending, none of them turned round (size-1 axes at the end do no harm once reshaped)."""
+    return all(not turned for _, turned in order) and [a for a, _ in order] == sorted(a for a, _ in order)
+
+
+def to_cells(values: Array, plan: Plan, axes: Axes) -> Array:
+    """Values in the order of the plan's cells, as an array of the kept shape."""
+    return _reorder(values, plan.cell_order, axes)
+
+
+def _reorder(values: Array, order: tuple[tuple[int, bool], ...], axes: Axes) -> Array:
+    shaped = values.reshape([axes.shape[a] for a, _ in order])
+    for position, (_, turned) in enumerate(order):
+        if turned:
+            shaped = np.flip(shaped, position)
+    return np.ascontiguousarray(np.transpose(shaped, np.argsort([a for a, _ in order]))) if order else shaped.reshape(())
+
+
+def from_cells(values: Array, order: tuple[tuple[int, bool], ...]) -> Array:
+    """An array of one size for each axis of `order`, ascending, as flat float64 in that order."""
+    ranked = sorted(a for a, _ in order)
+    shaped = np.transpose(values, [ranked.index(a) for a, _ in order])
+    for position, (_, turned) in enumerate(order):
+        if turned:
+            shaped = np.flip(shaped, position)
+    return np.array(shaped, np.float64).reshape(-1)

@@ -1,0 +1,118 @@
+"""Compile with Numba and keep the machine code on disk, quietly: no folder, no space, no permission is ever an error.
+
+Numba's own cache does not notice a changed helper in another file and raises where no folder can be written. Here the
+stamp of an entry is a hash of all kernel sources, and a cache that fails is a cache that misses.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from pickle import PickleError
+from typing import Any, TypeVar
+
+from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Enough to vectorise sums. Not "nnan" and "ninf": NaN and Inf exist.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def compiled(parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
+    """Decorate a kernel: no GIL, cached, sums free to be vectorised unless `exact`."""
+
+    def decorate(function: F) -> F:
+        dispatcher = njit(nogil=True, parallel=parallel, fastmath=False if exact else FASTMATH)(function)
+        if folder():
+            dispatcher._cache = QuietCache(function)
+        kernel: F = dispatcher
+        return kernel
+
+    return decorate
+
+
+@cache
+def folder() -> str:
+    """The folder of the compiled kernels: NUMBA_CACHE_DIR, or the user's cache folder; '' where none can be written."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if not chosen:
+        if sys.platform == "win32":
+            chosen = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            chosen = str(Path.home() / "Library" / "Caches")
+        else:
+            chosen = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(chosen) / "keepnorm"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return ""
+    return str(path) if os.access(path, os.W_OK) else ""
+
+
+@cache
+def stamp() -> str:
+    """A hash of all kernel sources: one changed line anywhere compiles anew."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Locator(_CacheLocator):  # type: ignore[misc]
+    """Tells Numba where entries lie and what they depend on."""
+
+    def __init__(self, function: Callable[..., Any], path: str) -> None:
+        self._py_file = path
+        self._name = function.__module__
+
+    def get_cache_path(self) -> str:
+        return folder()
+
+    def get_source_stamp(self) -> str:
+        return stamp()
+
+    def get_disambiguator(self) -> str:
+        return hashlib.sha256(self._py_file.encode()).hexdigest()[:10]
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], path: str) -> "_Locator":
+        return cls(function, path)
+
+
+class _Entries(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        from numba.core import config
+
+        # NUMBA_CACHE_LOCATOR_CLASSES would replace the locator, and with it the promise to be quiet.
+        chosen, config.CACHE_LOCATOR_CLASSES = config.CACHE_LOCATOR_CLASSES, ""
+        try:
+            super().__init__(function)
+        finally:
+            config.CACHE_LOCATOR_CLASSES = chosen
+
+
+class QuietCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache on disk, where an entry that cannot be read or written is only a miss."""
+
+    _impl_class = _Entries
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Read a compiled kernel, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except (OSError, EOFError, PickleError, AttributeError, ImportError, ValueError):
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write a compiled kernel, if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except (OSError, EOFError, PickleError):
+            self.disable()

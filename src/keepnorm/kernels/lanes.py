@@ -1,0 +1,337 @@
+"""Kernels for plans whose innermost axes are kept, or short: rows of lanes, each lane with accumulators of its own."""
+
+import numpy as np
+from numba import prange
+
+from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.scalars import (
+    AFFINE,
+    BASE_X,
+    BASE_Y,
+    BLOCKS,
+    CELL,
+    CHUNK,
+    CHUNKS,
+    DELTA,
+    FOLD,
+    INNER_AFFINE,
+    INNER_X,
+    INNER_Y,
+    K,
+    KEPT_AFFINE,
+    LANE_KEPT,
+    LANE_REDUCED,
+    LANE_X,
+    LANE_Y,
+    REDUCED_AFFINE,
+    X,
+    Y,
+    anchor,
+    block_bounds,
+    center_and_scale,
+    difference,
+    is_wide,
+    merge_blocks,
+    offset,
+    set_state,
+    store,
+)
+
+# Rows of the scratch of one task, each as long as a row of lanes.
+SHIFT, SUM, SQUARES = range(3)
+MEAN, LOW, RSTD, SCALE, OFFSET = range(5)
+
+
+@compiled()
+def add_row(row, shift, s, q):
+    """Add one row to the sums of its lanes."""
+    for i in range(row.size):
+        d = difference(row[i], shift[i])
+        s[i] += d
+        q[i] += d * d
+
+
+@compiled()
+def add_rows(x, first, step, shift, s, q):
+    """Add eight rows at once: the sums of a lane are loaded and stored once for all eight."""
+    n = shift.size
+    x0 = x[first : first + n]
+    x1 = x[first + step : first + step + n]
+    x2 = x[first + 2 * step : first + 2 * step + n]
+    x3 = x[first + 3 * step : first + 3 * step + n]
+    x4 = x[first + 4 * step : first + 4 * step + n]
+    x5 = x[first + 5 * step : first + 5 * step + n]
+    x6 = x[first + 6 * step : first + 6 * step + n]
+    x7 = x[first + 7 * step : first + 7 * step + n]
+    for i in range(n):
+        k = shift[i]
+        d0 = difference(x0[i], k)
+        d1 = difference(x1[i], k)
+        d2 = difference(x2[i], k)
+        d3 = difference(x3[i], k)
+        d4 = difference(x4[i], k)
+        d5 = difference(x5[i], k)
+        d6 = difference(x6[i], k)
+        d7 = difference(x7[i], k)
+        s[i] += ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7))
+        q[i] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+
+
+@compiled()
+def scale_row(x, y, mean, scale, shift):
+    """Normalise one row, each lane with its own mean, scale and shift."""
+    for i in range(x.size):
+        store(y, i, (difference(x[i], 0.0) - mean[i]) * scale[i] + shift[i])
+
+
+@compiled()
+def scale_rows(x, y, first, step, y_first, y_step, mean, scale, shift):
+    """Normalise four rows at once: the parameters of a lane are loaded once for all four."""
+    n = mean.size
+    x0 = x[first : first + n]
+    x1 = x[first + step : first + step + n]
+    x2 = x[first + 2 * step : first + 2 * step + n]
+    x3 = x[first + 3 * step : first + 3 * step + n]
+    y0 = y[y_first : y_first + n]
+    y1 = y[y_first + y_step : y_first + y_step + n]
+    y2 = y[y_first + 2 * y_step : y_first + 2 * y_step + n]
+    y3 = y[y_first + 3 * y_step : y_first + 3 * y_step + n]
+    for i in range(n):
+        m = mean[i]
+        a = scale[i]
+        b = shift[i]
+        store(y0, i, (difference(x0[i], 0.0) - m) * a + b)
+        store(y1, i, (difference(x1[i], 0.0) - m) * a + b)
+        store(y2, i, (difference(x2[i], 0.0) - m) * a + b)
+        store(y3, i, (difference(x3[i], 0.0) - m) * a + b)
+
+
+@compiled()
+def add_block(x, plan, outer, start, b, width, sums, buffer):
+    """Sum the rows of block b into the lanes; `width` lanes are one step of the inner axis."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    fold = plan[FOLD]
+    step = plan[INNER_X]
+    lane = plan[LANE_X]
+    full = fold * width
+    shift = sums[SHIFT, :full]
+    s = sums[SUM, :full]
+    q = sums[SQUARES, :full]
+    for p in range(p0, p1):
+        first = start + offset(outer, p, X)
+        i = i0
+        if lane == 1:
+            while i + 8 * fold <= i1:
+                add_rows(x, first + i * step, fold * step, shift, s, q)
+                i += 8 * fold
+        while i < i1:
+            n = min(fold, i1 - i) * width
+            origin = first + i * step
+            if lane == 1:
+                add_row(x[origin : origin + n], shift[:n], s[:n], q[:n])
+            else:
+                for j in range(n):
+                    buffer[j] = x[origin + j * lane]
+                add_row(buffer[:n], shift[:n], s[:n], q[:n])
+            i += fold
+
+
+@compiled()
+def block(x, plan, outer, start, b, cells, part, sums, buffer):
+    """The states of block b for `cells` neighbouring cells, the first value of the first at offset `start`."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    fold = plan[FOLD]
+    short = plan[LANE_REDUCED]
+    width = cells * short
+    first = start + offset(outer, p0, X) + i0 * plan[INNER_X]
+    for k in range(cells):
+        part[K, k] = anchor(x[first + k * short * plan[LANE_X]])
+    n = np.float64((p1 - p0) * (i1 - i0) * short)
+    for _ in range(2):
+        for f in range(fold):
+            for k in range(cells):
+                lane = f * width + k * short
+                sums[SHIFT, lane : lane + short] = part[K, k]
+        sums[SUM, : fold * width] = 0.0
+        sums[SQUARES, : fold * width] = 0.0
+        add_block(x, plan, outer, start, b, width, sums, buffer)
+        again = False
+        for k in range(cells):
+            s = 0.0
+            q = 0.0
+            for f in range(fold):
+                for lane in range(f * width + k * short, f * width + (k + 1) * short):
+                    s += sums[SUM, lane]
+                    q += sums[SQUARES, lane]
+            again |= set_state(part, k, n, part[K, k], s, q)
+        if not (again and is_wide(x)):
+            break
+        for k in range(cells):
+            mean = part[K, k] + part[DELTA, k]
+            if np.isfinite(mean):
+                part[K, k] = mean
+
+
+@compiled()
+def set_lanes(plan, cell, cells, state, eps, center, lanes):
+    """Spread the mean and the scale of `cells` cells over their lanes."""
+    short = plan[LANE_REDUCED]
+    for k in range(cells):
+        mean, low, scale = center_and_scale(state, cell + k, eps, center)
+        for f in range(plan[FOLD]):
+            lane = (f * cells + k) * short
+            lanes[MEAN, lane : lane + short] = mean
+            lanes[LOW, lane : lane + short] = low
+            lanes[RSTD, lane : lane + short] = scale
+
+
+@compiled()
+def set_affine(plan, a, cells, weight, bias, lanes):
+    """Join the scale of every lane with its weight and bias, from affine index `a` on."""
+    short = plan[LANE_REDUCED]
+    for f in range(plan[FOLD]):
+        for k in range(cells):
+            for r in range(short):
+                lane = (f * cells + k) * short + r
+                j = a + k * plan[KEPT_AFFINE] + r * plan[REDUCED_AFFINE]
+                lanes[SCALE, lane] = lanes[RSTD, lane] * weight[j]
+                lanes[OFFSET, lane] = bias[j] - lanes[LOW, lane] * lanes[SCALE, lane]
+
+
+@compiled()
+def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes):
+    """The affine step on block b of neighbouring cells, whose mean and scale `set_lanes` has spread."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    fold = plan[FOLD]
+    width = cells * plan[LANE_REDUCED]
+    full = fold * width
+    x_step = plan[INNER_X]
+    y_step = plan[INNER_Y]
+    mean = lanes[MEAN, :full]
+    scale = lanes[SCALE, :full]
+    shift = lanes[OFFSET, :full]
+    contiguous = plan[LANE_X] == 1 and plan[LANE_Y] == 1
+    last = -1
+    for p in range(p0, p1):
+        x0 = x_start + offset(outer, p, X)
+        y0 = y_start + offset(outer, p, Y)
+        position = a + offset(outer, p, AFFINE)
+        i = i0
+        if contiguous and plan[INNER_AFFINE] == 0:
+            if position != last:
+                set_affine(plan, position, cells, weight, bias, lanes)
+                last = position
+            while i + 4 * fold <= i1:
+                scale_rows(x, y, x0 + i * x_step, fold * x_step, y0 + i * y_step, fold * y_step, mean, scale, shift)
+                i += 4 * fold
+        while i < i1:
+            j = position + i * plan[INNER_AFFINE]
+            if j != last:
+                set_affine(plan, j, cells, weight, bias, lanes)
+                last = j
+            n = min(fold, i1 - i) * width
+            xi = x0 + i * x_step
+            yi = y0 + i * y_step
+            if contiguous:
+                scale_row(x[xi : xi + n], y[yi : yi + n], mean[:n], scale[:n], shift[:n])
+            else:
+                for lane in range(n):
+                    value = (difference(x[xi + lane * plan[LANE_X]], 0.0) - mean[lane]) * scale[lane] + shift[lane]
+                    store(y, yi + lane * plan[LANE_Y], value)
+            i += fold
+
+
+@compiled()
+def tasks(
+    stage,
+    t0,
+    t1,
+    x,
+    y,
+    plan,
+    kept,
+    outer,
+    part,
+    state,
+    weight,
+    bias,
+    eps,
+    center,
+):
+    """Run the tasks [t0, t1) of a stage: as in runs.py, where a chunk of neighbouring cells stands for a cell."""
+    blocks = plan[BLOCKS]
+    chunks = plan[CHUNKS]
+    short = plan[LANE_REDUCED]
+    full = plan[FOLD] * plan[CHUNK] * short
+    sums = np.empty((3, full))
+    lanes = np.empty((5, full))
+    buffer = np.empty(1 if plan[LANE_X] == 1 else full, x.dtype)
+    own = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
+    order = -1 if stage == 2 else 1  # backwards: what the moments read last is still in the cache
+    before = -1
+    for i in range(t1 - t0):
+        t = t1 - 1 - i if order < 0 else t0 + i
+        group = t // blocks if stage == 0 or stage == 2 else t
+        position = group // chunks
+        k0 = (group - position * chunks) * plan[CHUNK]
+        cells = min(plan[CHUNK], plan[LANE_KEPT] - k0)
+        cell = offset(kept, position, CELL) + k0
+        x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
+        y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
+        a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
+        if stage == 0:
+            block(x, plan, outer, x_start, t - group * blocks, cells, part[t], sums, buffer)
+        elif stage == 1:
+            merge_blocks(part, t * blocks, blocks, cells)
+            state[:, cell : cell + cells] = part[t * blocks, :, :cells]
+        elif stage == 2:
+            if group != before:
+                set_lanes(plan, cell, cells, state, eps, center, lanes)
+                before = group
+            apply(x, y, plan, outer, x_start, y_start, a, cells, t - group * blocks, weight, bias, lanes)
+        else:
+            for b in range(blocks):
+                block(x, plan, outer, x_start, b, cells, own[b], sums, buffer)
+            merge_blocks(own, 0, blocks, cells)
+            state[:, cell : cell + cells] = own[0, :, :cells]
+            if stage == 4:
+                set_lanes(plan, cell, cells, state, eps, center, lanes)
+                for b in range(blocks):
+                    apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
+
+
+@compiled(parallel=True, exact=True)
+def tasks_parallel(
+    threads,
+    count,
+    stage,
+    x,
+    y,
+    plan,
+    kept,
+    outer,
+    part,
+    state,
+    weight,
+    bias,
+    eps,
+    center,
+):
+    """Share the tasks of a stage among threads, each a contiguous range."""
+    for t in prange(threads):
+        tasks(
+            stage,
+            t * count // threads,
+            (t + 1) * count // threads,
+            x,
+            y,
+            plan,
+            kept,
+            outer,
+            part,
+            state,
+            weight,
+            bias,
+            eps,
+            center,
+        )

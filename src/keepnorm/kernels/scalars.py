@@ -1,0 +1,265 @@
+"""What the kernels of both families share: reading and writing one value of any dtype, offsets, blocks, the merge."""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+# Numba has no half types on the CPU, so that such arrays come as records of their raw bits, told apart by the field name.
+FLOAT16 = np.dtype([("float16", np.uint16)])
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+
+# Columns of a table of axes, as in plan.Axis.
+SIZE, CELL, AFFINE, X, Y, Z, MASK = range(7)
+
+# Rows of a state: count, shift K, delta, M2.
+N, K, DELTA, M2 = range(4)
+
+# What a plan says in single integers, in the order of engines/host.py.
+(
+    BASE_X,
+    BASE_Y,
+    BASE_Z,
+    BASE_MASK,
+    CELLS_OUTSIDE,
+    POSITIONS,
+    INNER,
+    INNER_AFFINE,
+    INNER_X,
+    INNER_Y,
+    INNER_Z,
+    INNER_MASK,
+    ROWS,
+    PIECES,
+    TOGETHER,
+    BLOCKS,
+    FOLD,
+    LANE_KEPT,
+    LANE_REDUCED,
+    KEPT_AFFINE,
+    REDUCED_AFFINE,
+    LANE_X,
+    LANE_Y,
+    LANE_Z,
+    LANE_MASK,
+    CHUNK,
+    CHUNKS,
+) = range(27)
+
+# A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had an outlier for its K and is swept again about its mean.
+OUTLIER = 32.0
+
+
+@intrinsic
+def _half_to_float(typing, bits):
+    def generate(context, builder, signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _float_to_half(typing, value):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _bits_to_float(typing, bits):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _float_to_bits(typing, value):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@njit
+def _to_bfloat(value):
+    """Round a float32 to the nearest bfloat16, ties to even; a NaN stays one."""
+    bits = _float_to_bits(value)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.uint16(0x7FC0) if value != value else np.uint16(rounded)
+
+
+def difference(value, shift):
+    """The value less the shift, as float64; exact for integers of 64 bits, which float64 cannot hold."""
+
+
+@overload(difference)
+def _difference(value, shift):
+    if isinstance(value, types.Record):
+        if "float16" in value.fields:
+            return lambda value, shift: np.float64(_half_to_float(value.float16)) - shift
+        return lambda value, shift: np.float64(_bits_to_float(np.uint32(value.bfloat16) << np.uint32(16))) - shift
+    if value is types.int64:
+
+        def signed(value, shift):
+            whole = np.int64(shift)
+            if value >= whole:
+                return np.float64(np.uint64(value) - np.uint64(whole))
+            return -np.float64(np.uint64(whole) - np.uint64(value))
+
+        return signed
+    if value is types.uint64:
+
+        def unsigned(value, shift):
+            whole = np.uint64(shift)
+            return np.float64(value - whole) if value >= whole else -np.float64(whole - value)
+
+        return unsigned
+    return lambda value, shift: np.float64(value) - shift
+
+
+def anchor(value):
+    """The value as the shift K of its block: itself as float64 (64-bit integers with the last bits cleared), 0 if not finite."""
+
+
+@overload(anchor)
+def _anchor(value):
+    if value is types.int64:
+        return lambda value: (
+            np.float64(value & np.int64(-2048)) if abs(value) >= 2**53 or value == -(2**63) else np.float64(value)
+        )
+    if value is types.uint64:
+        return lambda value: np.float64(value & np.uint64(2**64 - 2048)) if value >= np.uint64(2**53) else np.float64(value)
+
+    def finite(value):
+        k = difference(value, 0.0)
+        return k if np.isfinite(k) else 0.0
+
+    return finite
+
+
+def is_wide(x):
+    """Whether the values of x have as many bits as the accumulator, so that an outlier for K costs digits of the answer."""
+
+
+@overload(is_wide)
+def _is_wide(x):
+    wide = x.dtype is types.float64
+    return lambda x: wide
+
+
+def store(y, i, value):
+    """Write a float64 into y, rounded to its dtype."""
+
+
+@overload(store, inline="always")
+def _store(y, i, value):
+    if isinstance(y.dtype, types.Record):
+        if "float16" in y.dtype.fields:
+
+            def half(y, i, value):
+                y[i].float16 = _float_to_half(np.float32(value))
+
+            return half
+
+        def brain(y, i, value):
+            y[i].bfloat16 = _to_bfloat(np.float32(value))
+
+        return brain
+    if y.dtype is types.float32:
+
+        def single(y, i, value):
+            y[i] = np.float32(value)
+
+        return single
+
+    def double(y, i, value):
+        y[i] = value
+
+    return double
+
+
+@njit
+def offset(table, position, column):
+    """The offset of one position of the axes of a table, the last axis counting fastest."""
+    total = 0
+    rest = position
+    for a in range(table.shape[0] - 1, 0, -1):
+        size = table[a, SIZE]
+        outer = rest // size
+        total += (rest - outer * size) * table[a, column]
+        rest = outer
+    if table.shape[0] > 0:
+        total += rest * table[0, column]
+    return total
+
+
+@njit
+def block_bounds(plan, b):
+    """The outer positions and the steps of the inner axis that block b covers; plan.Plan.block is its twin."""
+    if plan[PIECES] == 1:
+        first = b * plan[TOGETHER]
+        return first, min(first + plan[TOGETHER], plan[POSITIONS]), 0, plan[INNER]
+    position = b // plan[PIECES]
+    step = plan[ROWS] * plan[FOLD]
+    start = (b - position * plan[PIECES]) * step
+    return position, position + 1, start, min(start + step, plan[INNER])
+
+
+@njit
+def set_state(part, k, n, shift, s, q):
+    """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2; say whether K was an outlier."""
+    part[N, k] = n
+    part[K, k] = shift
+    if n == 0:
+        part[DELTA, k] = 0.0
+        part[M2, k] = 0.0
+        return False
+    delta = s / n
+    m2 = q - s * delta
+    part[DELTA, k] = delta
+    part[M2, k] = 0.0 if m2 < 0.0 else m2  # a NaN passes
+    return q > OUTLIER * part[M2, k] and np.isfinite(q)
+
+
+@njit
+def merge_state(a, b, k):
+    """Merge cell k of state b into state a: the formula of moments.py, for scalars."""
+    n2 = b[N, k]
+    if n2 == 0.0:
+        return
+    n1 = a[N, k]
+    if n1 == 0.0:
+        a[N, k], a[K, k], a[DELTA, k], a[M2, k] = n2, b[K, k], b[DELTA, k], b[M2, k]
+        return
+    n = n1 + n2
+    d = (b[K, k] - a[K, k]) + (b[DELTA, k] - a[DELTA, k])
+    if np.isfinite(d):
+        a[DELTA, k] += d * (n2 / n)
+    else:
+        a[DELTA, k] += b[DELTA, k] + (b[K, k] - a[K, k])
+    a[M2, k] += b[M2, k] + d * d * (n1 / n * n2)
+    a[N, k] = n
+
+
+@njit
+def merge_blocks(part, first, blocks, width):
+    """Merge `blocks` states from `first` on, for `width` cells, into the first: a tree in a fixed order."""
+    step = 1
+    while step < blocks:
+        for b in range(0, blocks - step, 2 * step):
+            for k in range(width):
+                merge_state(part[first + b], part[first + b + step], k)
+        step *= 2
+
+
+@njit
+def center_and_scale(state, cell, eps, center):
+    """The mean of a cell as two floats, and 1 / sqrt(var + eps); without centring, 0 and 1 / sqrt(mean(x^2) + eps)."""
+    n = state[N, cell]
+    var = state[M2, cell] / n if n > 0.0 else np.nan
+    mean = state[K, cell] + state[DELTA, cell]
+    if center:
+        return mean, (state[K, cell] - mean) + state[DELTA, cell], 1.0 / np.sqrt(var + eps)
+    return 0.0, 0.0, 1.0 / np.sqrt(var + mean * mean + eps)
