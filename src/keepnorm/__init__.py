@@ -14,6 +14,8 @@ array([1., 1., 1.], dtype=float32)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Not later: importing the module keepnorm.explain would put it in the place of the function of that name.
+from keepnorm.explain import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Accumulator, Moments
@@ -22,7 +24,6 @@ from keepnorm.norms import batch_norm, group_norm, instance_norm, layer_norm, rm
 if TYPE_CHECKING:
     from keepnorm import dialects
     from keepnorm.batchnorm import BatchNorm
-    from keepnorm.explain import Explanation, explain
     from keepnorm.kernels.threads import threads
 
 __all__ = [
@@ -48,8 +49,6 @@ __all__ = [
 # Loaded at their first use, so that an import costs what it needs and no more.
 _LATER = {
     "BatchNorm": "keepnorm.batchnorm",
-    "Explanation": "keepnorm.explain",
-    "explain": "keepnorm.explain",
     "threads": "keepnorm.kernels.threads",
 }
 

@@ -1,0 +1,101 @@
+"""Every check of keepnorm, one session each: `nox -l` is the manual, `nox` runs what is not marked as extra."""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = "conformance/constraints.txt"
+PEERS = ("torch", "keras_tensorflow", "keras_jax", "keras_torch", "flax", "onnx", "numpy", "tensorflow")
+
+
+def install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    """Install keepnorm as it stands here, with some of its extras and groups, at the versions of the constraints file."""
+    packages = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("--constraint", CONSTRAINTS, "--editable", f".[{extras}]" if extras else ".", *packages)
+
+
+def pytest(session: nox.Session, *arguments: str, **environment: str) -> None:
+    session.run("python", "-m", "pytest", *arguments, *session.posargs, env=environment)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's rules and its formatter, over everything."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict, over src."""
+    install(session, "lint")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite on NumPy and array-api-strict; tests of other libraries skip here and run in `backends`."""
+    install(session, "test", extras="demo")
+    pytest(session)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The README's first command: the main job on real photographs."""
+    session.install(".[demo]")
+    picture = Path(session.create_tmp()) / "demo.png"
+    session.run("keepnorm", "demo", "--save", str(picture))
+    if not picture.stat().st_size:
+        session.error(f"{picture} is empty")
+
+
+@nox.session
+def cudasim(session: nox.Session) -> None:
+    """The CUDA kernels in Numba's simulator: no GPU needed."""
+    install(session, "test", "cudasim")
+    pytest(session, "-m", "cudasim", NUMBA_ENABLE_CUDASIM="1")
+
+
+@nox.session
+@nox.parametrize("peer", PEERS, ids=PEERS)
+def conformance(session: nox.Session, peer: str) -> None:
+    """Ours, one peer and the exact oracle, case by case; each peer in an environment of its own."""
+    install(session, "test", peer)
+    session.run("python", "-m", "pytest", "conformance", f"--peer={peer}", *session.posargs)
+
+
+@nox.session
+def backends(session: nox.Session) -> None:
+    """The test suite with PyTorch, JAX, dask and xarray installed: the same kind of array out as in."""
+    install(session, "test", "backends", extras="dask")
+    pytest(session)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """The asv benchmarks in this environment; arguments go to `asv run`."""
+    install(session, "bench")
+    with session.chdir("asv_bench"):
+        session.run("asv", "machine", "--yes")
+        session.run("asv", "run", "--python=same", *(session.posargs or ["--quick"]))
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """The tests that need an NVIDIA GPU, with CUDA 13 (for CUDA 12: `nox -s gpu -- cuda12`)."""
+    toolkit = "cuda12" if "cuda12" in session.posargs else "cuda13"
+    install(session, "test", extras=toolkit)
+    session.run("python", "-m", "pytest", "-m", "gpu", *(a for a in session.posargs if a != toolkit))
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The documentation site, every warning an error."""
+    install(session, "docs")
+    session.run("mkdocs", "build", "--strict", *session.posargs)

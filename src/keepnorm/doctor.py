@@ -1,0 +1,90 @@
+"""What `keepnorm doctor` tells: which engines can serve arrays here, with what, and what is in the way."""
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+# Engine, the packages that it needs, and how to get them.
+_ENGINES = (
+    ("host", ("numpy", "numba"), "NumPy arrays", "python -m pip install keepnorm"),
+    ("standard", ("array-api-compat",), "any array API library's arrays", "python -m pip install keepnorm"),
+    ("torch", ("torch",), "PyTorch tensors", "python -m pip install torch"),
+    ("jax", ("jax",), "JAX arrays", "python -m pip install jax"),
+    ("dask", ("dask",), "dask arrays", 'python -m pip install "keepnorm[dask]"'),
+    ("cuda", ("numba-cuda",), "CuPy arrays and CUDA tensors", 'python -m pip install "keepnorm[cuda13]"'),
+)
+_ALSO = (
+    "xarray",
+    "ml_dtypes",
+    "keras",
+    "tensorflow",
+    "tensorflow-cpu",
+    "flax",
+    "onnx",
+    "tqdm",
+    "pillow",
+    "zarr",
+    "matplotlib",
+)
+
+
+def report() -> Iterator[str]:
+    """The lines of the report."""
+    yield f"keepnorm {_version('keepnorm') or '(not installed: no version)'}"
+    yield f"Python {platform.python_version()} on {platform.platform()}"
+    yield ""
+    yield "engines"
+    for name, needs, serves, install in _ENGINES:
+        found = {package: _version(package) for package in needs}
+        if all(found.values()):
+            yield f"  {name:9} {serves}: " + ", ".join(f"{package} {v}" for package, v in found.items())
+        else:
+            yield f"  {name:9} not here: {serves} need {' and '.join(p for p, v in found.items() if not v)} ({install})"
+    yield ""
+    yield f"threading layer  {_layer()}"
+    yield f"cache folder     {_cache()}"
+    yield f"GPU              {_gpu()}"
+    yield ""
+    yield "also installed   " + (", ".join(f"{p} {v}" for p in _ALSO if (v := _version(p))) or "nothing that keepnorm knows")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _layer() -> str:
+    from keepnorm.kernels import threads
+
+    return f"{threads.layer()}, {threads.available()} threads"
+
+
+def _cache() -> str:
+    from keepnorm.kernels import cache
+
+    return cache.folder() or "none can be written: kernels are compiled anew in each process (set NUMBA_CACHE_DIR)"
+
+
+def _gpu() -> str:
+    """What the driver's own tool lists; asking a framework would load it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "none: no NVIDIA driver found"
+    try:
+        answer = subprocess.run(
+            [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"none: nvidia-smi does not answer ({type(error).__name__})"
+    lines = answer.stdout.strip().splitlines()
+    if answer.returncode or not lines:
+        return f"none: nvidia-smi says {(answer.stderr or answer.stdout).strip().splitlines()[:1]}"
+    return "; ".join(lines)
