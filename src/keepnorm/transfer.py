@@ -1,0 +1,44 @@
+"""Small arrays (parameters, running moments) between array libraries: to NumPy, or to where another array is."""
+
+from typing import Any
+
+import array_api_compat as compat
+
+Array = Any
+
+
+def to_numpy(values: Array) -> Array:
+    """`values` as a NumPy array, from any library and device; without a copy where the memory can be shared."""
+    import numpy as np
+
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    elif compat.is_cupy_array(values):
+        values = values.get()
+    return np.asarray(values)
+
+
+def like(values: Array | None, x: Array) -> Array | None:
+    """`values` in the library and on the device of x; as they are where they are there, or where x's library takes NumPy's."""
+    if values is None or type(values) is type(x) is type(to_numpy(0)):
+        return values
+    if compat.is_numpy_array(x):
+        return to_numpy(values)
+    if compat.is_jax_array(x) or compat.is_dask_array(x):
+        return values if _same(values, x) else to_numpy(values)
+    if not compat.is_array_api_obj(x):
+        return values
+    xp = compat.array_namespace(x)
+    if _same(values, x):
+        return values if compat.device(values) == compat.device(x) else compat.to_device(values, compat.device(x))
+    # A copy: some libraries warn of memory that they may not write to, and none of them may change ours.
+    return xp.asarray(to_numpy(values).copy(), device=compat.device(x))
+
+
+def fixed(values: Array) -> Array:
+    """`values` without their history, where the library keeps one for gradients."""
+    return values.detach() if hasattr(values, "detach") else values
+
+
+def _same(values: Array, x: Array) -> bool:
+    return compat.is_array_api_obj(values) and compat.array_namespace(values) is compat.array_namespace(x)
