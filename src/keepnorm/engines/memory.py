@@ -81,14 +81,15 @@ def flat(x: Array) -> Array:
 
 def walk(axes: Axes, arrays: tuple[Array | None, ...]) -> Walk:
     """The plan for arrays of one shape that are walked together: x, y, dy and mask; None for one that is not there."""
-    return _walk(axes, tuple(a.strides if a is not None else None for a in arrays), arrays[0].itemsize)  # type: ignore[union-attr]
+    present = tuple((a.strides, a.itemsize) if a is not None else (None, 1) for a in arrays)
+    return _walk(axes, present)
 
 
 @lru_cache(maxsize=4096)
-def _walk(axes: Axes, strides: tuple[tuple[int, ...] | None, ...], itemsize: int) -> Walk:
+def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...] | None, int], ...]) -> Walk:
     shape = axes.shape
-    steps = tuple(_split_strides(axes, s, itemsize if i < 3 else 1) for i, s in enumerate(strides))
-    plan = make_plan(shape, axes.keep, axes.affine, steps, itemsize)
+    steps = tuple(_split_strides(axes, strides, itemsize) for strides, itemsize in arrays)
+    plan = make_plan(shape, axes.keep, axes.affine, steps, arrays[0][1])
     origins = [-sum(min(0, s * (n - 1)) for s, n in zip(step, shape, strict=True)) for step in steps]
     base = [b + o for b, o in zip(plan.base, [*origins, 0, 0, 0], strict=False)]
     lane = plan.lane_reduced if plan.lane_reduced.size > 1 else plan.lane_kept
