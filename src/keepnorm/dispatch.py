@@ -60,7 +60,7 @@ def load(name: str) -> ModuleType:
 
 @cache
 def cuda_name() -> str:
-    """What serves memory on a CUDA device: the CUDA kernels where they can run, else the array's own library, on the device."""
+    """What serves memory on a CUDA device: the CUDA kernels where they can run, else the array's own library there."""
     kernels = find_spec("numba_cuda") is not None and find_spec("keepnorm.engines.cuda") is not None
     return "cuda" if kernels else "standard"
 

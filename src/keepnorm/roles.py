@@ -54,5 +54,5 @@ def _axes(axes: Any, name: str, shape: Shape) -> Shape:
 def _apart(shape: Shape, channel: Any, batch: Any) -> tuple[Shape, Shape]:
     channels, examples = _axes(channel, "channel", shape), _axes(batch, "batch", shape)
     if set(channels) & set(examples):
-        raise ValueError(f"channel and batch must be different axes of x with shape {shape}; got channel={channel}, batch={batch}")
+        raise ValueError(f"channel and batch must be different axes of x with shape {shape}; got {channel} and {batch}")
     return channels, examples

@@ -14,7 +14,7 @@ from keepnorm import dispatch
 from keepnorm.axes import Axes, refuse_keywords
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
-from keepnorm.roles import general
+from keepnorm.roles import general, group
 
 Array = Any
 
@@ -24,7 +24,7 @@ REQUIRED: Any = ...
 
 
 class Call(NamedTuple):
-    """What is known of a call before any value: who serves it, the roles of the axes, and what the parameters must look like."""
+    """What is known of a call before any value: who serves it, the roles of the axes, the shapes of the parameters."""
 
     engine: ModuleType
     name: str
@@ -51,18 +51,15 @@ def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
     if sizes:
         if build is not general or not isinstance(words[0], str):
             refuse_keywords(sizes, takes)
-        return _new(build, x, words, sizes)
-    if REQUIRED in words:
-        missing = "groups" if takes == "channel" and words[0] is REQUIRED and len(words) == 3 else takes
-        raise TypeError(f"{missing}= is missing: nothing is taken for granted; got x with shape {getattr(x, 'shape', None)}")
+        return _new(build, x, words, sizes, takes)
     try:
         # 1, True and 1.0 are one key of a dict, but not all of them are axes: the types belong to the key.
         key = (build, type(x), x.shape, x.dtype, words, *map(type, words))
         known = _CALLS.get(key)
     except (AttributeError, TypeError):  # x is no array, or a word is a list
-        return _new(build, x, words, sizes)
+        return _new(build, x, words, sizes, takes)
     if known is None:
-        known = _new(build, x, words, sizes)
+        known = _new(build, x, words, sizes, takes)
         # For the same reason a tuple is remembered only if it holds nothing but ints.
         if known.axes is not None and all(type(a) is int for word in words if type(word) is tuple for a in word):
             if len(_CALLS) >= _MOST_CALLS:
@@ -71,7 +68,10 @@ def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
     return known
 
 
-def _new(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any]) -> Call:
+def _new(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any], takes: str) -> Call:
+    if any(word is REQUIRED for word in words):
+        missing = "groups" if build is group and words[0] is REQUIRED else takes
+        raise TypeError(f"{missing}= is missing: nothing is taken for granted; got x with shape {getattr(x, 'shape', None)}")
     name = dispatch.name_of(x)
     result = result_name(dispatch.dtype_name(x.dtype))
     if name == "xarray":  # unwrapped by the caller, who comes back with its data
@@ -157,7 +157,7 @@ def output(out: Array | None, known: Call) -> Array | None:
     if out is None:
         return None
     if known.name in ("jax", "dask"):
-        raise TypeError(f"out= needs an array that can be written to, and a {known.name} array cannot; got {type(out).__name__}")
+        raise TypeError(f"out= needs an array that can be written to, and none of {known.name} can; got {type(out).__name__}")
     _same_library(out, "out", known, numpy=False)
     if tuple(out.shape) != known.shape:
         raise ValueError(f"out must have the shape of x, {known.shape}; got {tuple(out.shape)}")
@@ -233,9 +233,8 @@ def _same_library(value: Any, name: str, known: Call, numpy: bool = True) -> Non
         return
     if numpy and engine == "host" and known.name in ("jax", "dask"):
         return  # both take NumPy's arrays for their own
-    raise TypeError(
-        f"{name} must be an array of the library of x, {_library(known.kind)}; got {_library(type(value))}.{type(value).__name__}"
-    )
+    got = f"{_library(type(value))}.{type(value).__name__}"
+    raise TypeError(f"{name} must be an array of the library of x, {_library(known.kind)}; got {got}")
 
 
 def _library(kind: type) -> str:

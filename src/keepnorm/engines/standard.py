@@ -93,8 +93,8 @@ def normalize_vjp(
     def vjp(dy: Array) -> Gradients:
         g = _widen(xp.reshape(dy, axes.shape), xp)
         others = tuple(a for a in range(len(axes.shape)) if a not in axes.affine)
-        dweight = None if weight is None else _narrow(_sum(g * hat, others, xp), weight, axes, xp)
-        dbias = None if bias is None else _narrow(_sum(g, others, xp), bias, axes, xp)
+        dweight = None if weight is None else _narrow(_sum(g * hat, others, xp), weight, xp)
+        dbias = None if bias is None else _narrow(_sum(g, others, xp), bias, xp)
         if weight is not None:
             g = g * _parameter(weight, wide, axes, xp)
         dx = g
@@ -248,7 +248,7 @@ def _scale(hat: Array, weight: Array | None, bias: Array | None, axes: Axes, xp:
     return y
 
 
-def _narrow(gradient: Array, like: Array, axes: Axes, xp: Any) -> Array:
+def _narrow(gradient: Array, like: Array, xp: Any) -> Array:
     """A gradient in the shape of a parameter, and in its dtype if that is floating."""
     gradient = xp.reshape(gradient, tuple(like.shape))
     return xp.astype(gradient, _dtype(result_name(dtype_name(like.dtype)), like, xp))

@@ -1,0 +1,265 @@
+"""PyTorch tensors: the CPU kernels on their memory, or the CUDA kernels on theirs, with gradients of our own.
+
+A tensor that is not plain memory (compiled, traced, batched by vmap, fake, meta, on another device) goes through the
+standard engine, whose operations PyTorch sees one by one.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from keepnorm import dispatch
+from keepnorm.axes import Axes
+from keepnorm.engines import standard
+from keepnorm.gradients import Gradients
+from keepnorm.moments import Moments
+from keepnorm.precision import result_name
+
+Tensor = Any
+
+
+def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
+    """Count, mean and variance of each kept cell, differentiable where x is."""
+    kernels = _kernels(x, where)
+    if kernels is None:
+        return standard.moments(x, axes, where)
+    if _differentiates(x):
+        seen: list[Moments] = []
+        shift, delta, m2 = _functions().Measure.apply(x, axes, where, seen)
+        return _with_state(seen[0], shift, delta, m2)
+    return _as_tensors(kernels.moments(_raw(x), axes, _raw(where)))
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor | None, axes: Axes, out: Tensor | None) -> Tensor:
+    """``x * scale + shift``."""
+    differentiates = _differentiates(x, scale, shift)
+    _refuse_out(out, differentiates)
+    kernels = _kernels(x, scale, shift, out)
+    if kernels is None:
+        return standard.affine(x, scale, shift, axes, out)
+    if differentiates:
+        return _functions().Affine.apply(x, scale, shift, axes)
+    y = _output(x) if out is None else out
+    kernels.affine(_raw(x), _raw(scale), _raw(shift), axes, _raw(y))
+    return _written(y)
+
+
+def normalize(
+    x: Tensor,
+    axes: Axes,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    moments: Moments | None,
+    where: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
+    differentiates = _differentiates(x, weight, bias)
+    _refuse_out(out, differentiates)
+    kernels = _kernels(x, weight, bias, where, out, *_state_of(moments))
+    if kernels is None:
+        return standard.normalize(x, axes, weight, bias, eps, center, moments, where, out)
+    if differentiates:
+        return _functions().Normalize.apply(x, weight, bias, axes, eps, center, moments, where)
+    y = _output(x) if out is None else out
+    kernels.normalize(
+        _raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where), _raw(y)
+    )
+    return _written(y)
+
+
+def normalize_with_moments(
+    x: Tensor, axes: Axes, weight: Tensor | None, bias: Tensor | None, eps: float, where: Tensor | None
+) -> tuple[Tensor, Moments]:
+    """The normalised tensor and the moments that normalised it; only the tensor is differentiable."""
+    kernels = _kernels(x, weight, bias, where)
+    if kernels is None:
+        return standard.normalize_with_moments(x, axes, weight, bias, eps, where)
+    if _differentiates(x, weight, bias):
+        seen = _as_tensors(kernels.moments(_raw(x), axes, _raw(where)))
+        return _functions().Normalize.apply(x, weight, bias, axes, eps, True, None, where), seen
+    y, state = kernels.normalize_with_moments(_raw(x), axes, _raw(weight), _raw(bias), eps, _raw(where))
+    return _tensor(y), _as_tensors(state)
+
+
+def normalize_vjp(
+    x: Tensor,
+    axes: Axes,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    moments: Moments | None,
+    where: Tensor | None,
+) -> tuple[Tensor, Callable[[Tensor], Gradients]]:
+    """The normalised tensor, and the function from its gradient to those of x, weight and bias."""
+    kernels = _kernels(x, weight, bias, where, *_state_of(moments))
+    if kernels is None or _differentiates(x, weight, bias):
+        return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
+    y, raw_vjp = kernels.normalize_vjp(
+        _raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where)
+    )
+
+    def vjp(dy: Tensor) -> Gradients:
+        if _kernels(dy) is not kernels or _differentiates(dy):
+            return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)[1](dy)
+        return Gradients(*(None if g is None else _tensor(g) for g in raw_vjp(_raw(dy))))
+
+    return _tensor(y), vjp
+
+
+def _kernels(*tensors: Any) -> ModuleType | None:
+    """The kernels that can work on the memory of these tensors, or None where only PyTorch's own operations are right."""
+    import torch
+
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _watched():
+        return None
+    devices = set()
+    for tensor in tensors:
+        if tensor is None or type(tensor).__module__ == "numpy":
+            continue
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or _wrapped(tensor):
+            return None
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise TypeError(f"x must be a dense tensor: pass x.to_dense() or x.dequantize(); got {tensor.layout}, {tensor.dtype}")
+        if tensor.dtype is torch.bfloat16 and not _has_bfloat16():
+            return None
+        devices.add(tensor.device)
+    if len(devices) > 1:
+        raise ValueError(f"x and what goes with it must be on one device; got {sorted(map(str, devices))}")
+    kind = next(iter(devices)).type
+    if kind == "cpu":
+        return dispatch.load("host")
+    if kind == "cuda" and dispatch.cuda_name() == "cuda":
+        return dispatch.load("cuda")
+    return None
+
+
+def _watched() -> bool:
+    """Whether something looks on at every operation: a dispatch mode (fake tensors, make_fx) or forward-mode gradients.
+
+    PyTorch has no public question for either; where a version lacks the private one, nothing of the kind exists.
+    """
+    import torch
+
+    modes = getattr(torch._C, "_len_torch_dispatch_stack", int)()
+    return bool(modes) or torch.autograd.forward_ad._current_level >= 0
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor stands for another one, as those inside torch.func's transforms do."""
+    import torch
+
+    functorch = getattr(torch._C, "_functorch", None)
+    return functorch is not None and functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _differentiates(*tensors: Any) -> bool:
+    import torch
+
+    return torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors)
+
+
+def _refuse_out(out: Tensor | None, differentiates: bool) -> None:
+    if out is not None and differentiates:
+        raise RuntimeError("out= records no gradient: leave it out, or call under torch.no_grad(); got a tensor that requires one")
+
+
+@cache
+def _has_bfloat16() -> bool:
+    return find_spec("ml_dtypes") is not None
+
+
+def _raw(tensor: Any) -> Any:
+    """The tensor's memory as what the kernels take: a NumPy array with its strides, or the tensor itself on CUDA."""
+    if tensor is None or type(tensor).__module__ == "numpy":
+        return tensor
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu":
+        return tensor
+    tensor = tensor.resolve_neg()
+    if tensor.dtype is torch.bfloat16:
+        from ml_dtypes import bfloat16
+
+        return tensor.view(torch.uint16).numpy().view(bfloat16)
+    return tensor.numpy()
+
+
+def _tensor(array: Any) -> Tensor:
+    """A tensor on the memory of what a kernel gave back."""
+    import torch
+
+    if isinstance(array, torch.Tensor):
+        return array
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _output(x: Tensor) -> Tensor:
+    """Fresh memory for the result, with the strides of x where those leave no gaps."""
+    import torch
+
+    return torch.empty_like(x, dtype=getattr(torch, result_name(dispatch.dtype_name(x.dtype))), requires_grad=False)
+
+
+def _written(y: Tensor) -> Tensor:
+    """y, after its memory was written to behind PyTorch's back: tell autograd, which may have saved it."""
+    import torch
+
+    if not y.is_inference():
+        torch.autograd.graph.increment_version(y)
+    return y
+
+
+def _state_of(given: Moments | None) -> tuple[Any, ...]:
+    """The tensors of given moments; if they have a gradient, PyTorch must see how they are used."""
+    import torch
+
+    if given is None:
+        return ()
+    parts = (given.shift, given.delta, given.m2)
+    return (_SEEN,) if _differentiates(*parts) else tuple(p for p in parts if isinstance(p, torch.Tensor))
+
+
+class _Seen:
+    """Stands for moments with a gradient: no kernel takes it."""
+
+
+_SEEN = _Seen()
+
+
+def _as_raw(given: Moments | None) -> Moments | None:
+    if given is None:
+        return None
+    return _with_state(given, *(_raw(part) for part in (given.shift, given.delta, given.m2)), count=_raw_count(given.count))
+
+
+def _raw_count(count: Any) -> Any:
+    return count if count is None or isinstance(count, int) else _raw(count)
+
+
+def _as_tensors(seen: Moments) -> Moments:
+    count = seen.count if seen.count is None or isinstance(seen.count, int) else _tensor(seen.count)
+    return _with_state(seen, *(_tensor(part) for part in (seen.shift, seen.delta, seen.m2)), count=count)
+
+
+def _with_state(like: Moments, shift: Any, delta: Any, m2: Any, count: Any = ...) -> Moments:
+    count = like.count if count is ... else count
+    return Moments(count, shift, delta, m2, keep=like.keep, ndim=like.ndim, dtype=like.dtype)
+
+
+@cache
+def _functions() -> Any:
+    """The autograd functions: forward through the kernels; backward through them too, or through PyTorch if it is
+    to be differentiated again.
+    """
+    from keepnorm.engines import torch_autograd
+
+    return torch_autograd.functions()
