@@ -148,17 +148,12 @@ def _apply(arguments: tuple[Any, ...], size: int) -> None:
 
 def _run(stage: int, count: int, part: Array, arguments: tuple[Any, ...], size: int) -> None:
     """Run the tasks of one stage, on as many threads as are safe and worth waking."""
-    x, y, steps, state, weight, bias, eps, center = arguments
-    if steps.plan.lanes:
-        from keepnorm.kernels import lanes as family
-    else:
-        from keepnorm.kernels import runs as family  # type: ignore[no-redef]
-    rest = (x, y, steps.integers, steps.kept, steps.outer, part, state, weight, bias, eps, center)
-    n = min(_threads(size), count)
-    if n > 1:
-        family.tasks_parallel(n, count, stage, *rest)
-    else:
-        family.tasks(stage, 0, count, *rest)
+    from keepnorm.kernels.launch import lanes, run, runs
+
+    x, y, steps, *rest = arguments
+    family = lanes if steps.plan.lanes else runs
+    threads = min(_threads(size), count)
+    run(family, threads, count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
 
 
 def _threads(size: int) -> int:

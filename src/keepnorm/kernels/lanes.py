@@ -1,7 +1,6 @@
 """Kernels for plans whose innermost axes are kept, or short: rows of lanes, each lane with accumulators of its own."""
 
 import numpy as np
-from numba import prange
 
 from keepnorm.kernels.cache import compiled
 from keepnorm.kernels.scalars import (
@@ -29,6 +28,7 @@ from keepnorm.kernels.scalars import (
     anchor,
     block_bounds,
     center_and_scale,
+    copy_states,
     difference,
     is_wide,
     merge_blocks,
@@ -283,7 +283,7 @@ def tasks(
             block(x, plan, outer, x_start, t - group * blocks, cells, part[t], sums, buffer)
         elif stage == 1:
             merge_blocks(part, t * blocks, blocks, cells)
-            state[:, cell : cell + cells] = part[t * blocks, :, :cells]
+            copy_states(part[t * blocks], state, cell, cells)
         elif stage == 2:
             if group != before:
                 set_lanes(plan, cell, cells, state, eps, center, lanes)
@@ -293,45 +293,8 @@ def tasks(
             for b in range(blocks):
                 block(x, plan, outer, x_start, b, cells, own[b], sums, buffer)
             merge_blocks(own, 0, blocks, cells)
-            state[:, cell : cell + cells] = own[0, :, :cells]
+            copy_states(own[0], state, cell, cells)
             if stage == 4:
                 set_lanes(plan, cell, cells, state, eps, center, lanes)
                 for b in range(blocks):
                     apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
-
-
-@compiled(parallel=True, exact=True)
-def tasks_parallel(
-    threads,
-    count,
-    stage,
-    x,
-    y,
-    plan,
-    kept,
-    outer,
-    part,
-    state,
-    weight,
-    bias,
-    eps,
-    center,
-):
-    """Share the tasks of a stage among threads, each a contiguous range."""
-    for t in prange(threads):
-        tasks(
-            stage,
-            t * count // threads,
-            (t + 1) * count // threads,
-            x,
-            y,
-            plan,
-            kept,
-            outer,
-            part,
-            state,
-            weight,
-            bias,
-            eps,
-            center,
-        )

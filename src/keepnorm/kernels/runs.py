@@ -1,7 +1,6 @@
 """Kernels for plans whose innermost axis is reduced: long runs of one cell, summed in registers."""
 
 import numpy as np
-from numba import prange
 
 from keepnorm.kernels.cache import compiled
 from keepnorm.kernels.scalars import (
@@ -20,6 +19,7 @@ from keepnorm.kernels.scalars import (
     anchor,
     block_bounds,
     center_and_scale,
+    copy_states,
     difference,
     is_wide,
     merge_blocks,
@@ -142,7 +142,7 @@ def tasks(
     elif stage == 1:
         for t in range(t0, t1):
             merge_blocks(part, t * blocks, blocks, 1)
-            state[:, offset(kept, t, CELL)] = part[t * blocks, :, 0]
+            copy_states(part[t * blocks], state, offset(kept, t, CELL), 1)
     elif stage == 2:
         # Backwards: what the moments read last is still in the cache.
         for t in range(t1 - 1, t0 - 1, -1):
@@ -155,44 +155,7 @@ def tasks(
             for b in range(blocks):
                 block(x, plan, outer, start, b, own[b], buffer)
             merge_blocks(own, 0, blocks, 1)
-            state[:, offset(kept, t, CELL)] = own[0, :, 0]
+            copy_states(own[0], state, offset(kept, t, CELL), 1)
             if stage == 4:
                 for b in range(blocks):
                     apply(x, y, plan, kept, outer, t, b, state, weight, bias, eps, center)
-
-
-@compiled(parallel=True, exact=True)
-def tasks_parallel(
-    threads,
-    count,
-    stage,
-    x,
-    y,
-    plan,
-    kept,
-    outer,
-    part,
-    state,
-    weight,
-    bias,
-    eps,
-    center,
-):
-    """Share the tasks of a stage among threads, each a contiguous range."""
-    for t in prange(threads):
-        tasks(
-            stage,
-            t * count // threads,
-            (t + 1) * count // threads,
-            x,
-            y,
-            plan,
-            kept,
-            outer,
-            part,
-            state,
-            weight,
-            bias,
-            eps,
-            center,
-        )

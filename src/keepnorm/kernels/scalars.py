@@ -255,6 +255,14 @@ def merge_blocks(part, first, blocks, width):
 
 
 @njit
+def copy_states(part, state, cell, cells):
+    """Write the states of neighbouring cells to their places. (A loop: assigning a slice compiles for two seconds.)"""
+    for row in range(4):
+        for k in range(cells):
+            state[row, cell + k] = part[row, k]
+
+
+@njit
 def center_and_scale(state, cell, eps, center):
     """The mean of a cell as two floats, and 1 / sqrt(var + eps); without centring, 0 and 1 / sqrt(mean(x^2) + eps)."""
     n = state[N, cell]

@@ -1,0 +1,73 @@
+"""Run the tasks of a stage on one thread or on several."""
+
+from typing import Any
+
+from numba import prange, typeof
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from keepnorm.kernels import lanes, runs
+from keepnorm.kernels.cache import compiled
+
+_addresses: dict[Any, int] = {}
+
+
+def run(family, threads, count, stage, *arguments):
+    """Run all tasks of a stage, each thread a contiguous range of them.
+
+    Parameters
+    ----------
+    family : module
+        `runs` or `lanes`.
+    threads : int
+        On how many threads.
+    count : int
+        How many tasks there are.
+    stage : int
+        Which stage; see `runs.tasks`.
+    *arguments
+        What `tasks` takes after its range.
+    """
+    if threads == 1:
+        family.tasks(stage, 0, count, *arguments)
+        return
+    key = (family, arguments[0].dtype, arguments[1].dtype)
+    address = _addresses.get(key)
+    if address is None:
+        address = _addresses[key] = _address(family.tasks, (stage, 0, count, *arguments))
+    _parallel(address, threads, count, stage, *arguments)
+
+
+def _address(kernel, arguments):
+    """Where the machine code of a kernel lies, compiled for these arguments."""
+    signature = tuple(typeof(a) for a in arguments)
+    kernel.compile(signature)
+    compiled_kernel = kernel.overloads[signature]
+    return compiled_kernel.library.get_pointer_to_function(compiled_kernel.fndesc.llvm_func_name)
+
+
+@intrinsic
+def _call(typing, address, arguments):
+    """Call a compiled kernel by its address: linked by name, it would be compiled again with its caller, for seconds."""
+
+    def generate(context, builder, signature, values):
+        types = signature.args[1].types
+        function = context.call_conv.get_function_type(signature.return_type, types)
+        pointer = builder.inttoptr(values[0], function.as_pointer())
+        items = cgutils.unpack_tuple(builder, values[1], len(types))
+        status, result = context.call_conv.call_function(builder, pointer, signature.return_type, types, items)
+        with cgutils.if_unlikely(builder, status.is_error):
+            context.call_conv.return_status_propagate(builder, status)
+        return result
+
+    from numba import types
+
+    return types.none(address, arguments), generate
+
+
+@compiled(parallel=True, exact=True)
+def _parallel(address, threads, count, stage, x, y, plan, kept, outer, part, state, weight, bias, eps, center):
+    for t in prange(threads):
+        first = t * count // threads
+        last = (t + 1) * count // threads
+        _call(address, (stage, first, last, x, y, plan, kept, outer, part, state, weight, bias, eps, center))
