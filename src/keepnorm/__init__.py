@@ -22,7 +22,7 @@ from keepnorm.moments import Accumulator, Moments
 from keepnorm.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
 if TYPE_CHECKING:
-    from keepnorm import dialects
+    from keepnorm import dialects, porting, renorm, sync
     from keepnorm.batchnorm import BatchNorm
     from keepnorm.kernels.threads import threads
 
@@ -42,7 +42,10 @@ __all__ = [
     "moments",
     "normalize",
     "normalize_vjp",
+    "porting",
+    "renorm",
     "rms_norm",
+    "sync",
     "threads",
 ]
 
@@ -51,11 +54,12 @@ _LATER = {
     "BatchNorm": "keepnorm.batchnorm",
     "threads": "keepnorm.kernels.threads",
 }
+_MODULES = ("dialects", "porting", "renorm", "sync")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "dialects":
-        return import_module("keepnorm.dialects")
+    if name in _MODULES:
+        return import_module(f"keepnorm.{name}")
     if name in _LATER:
         value = globals()[name] = getattr(import_module(_LATER[name]), name)
         return value

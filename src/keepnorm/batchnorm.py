@@ -298,15 +298,20 @@ class BatchNorm:
         var = to_numpy(state.var)
         return (var * ((number - self.correction) / (number - correction))).astype(var.dtype)
 
-    def fold(self) -> tuple[Array, Array]:
+    def fold(self, *, dtype: str | None = None) -> tuple[Array, Array]:
         """The inference as one multiplication and addition, ``y = x * scale + shift``.
 
         ``scale = weight / sqrt(var + eps)`` and ``shift = bias - mean * scale``, of the running moments, in float64.
 
+        Parameters
+        ----------
+        dtype : {"float32", "float64"}, optional
+            Of the result; that of the batch norm if None.
+
         Returns
         -------
         scale, shift : array of shape `shape`
-            NumPy, in the dtype of the batch norm. Where |mean| is much larger than the standard deviation, the shift
+            NumPy. Where |mean| is much larger than the standard deviation, the shift
             costs digits that a call does not lose.
 
         Examples
@@ -324,7 +329,8 @@ class BatchNorm:
         shift = -to_numpy(state.mean).astype(np.float64) * scale
         if self.bias is not None:
             shift = shift + to_numpy(self.bias)
-        return scale.astype(self.dtype), shift.astype(self.dtype)
+        dtype = self.dtype if dtype is None else dtype
+        return scale.astype(dtype), shift.astype(dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole state as plain numbers and lists, for JSON or a checkpoint; `from_dict` restores it to the last bit."""

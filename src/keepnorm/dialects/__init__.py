@@ -39,7 +39,8 @@ def load(
         The framework's own names to arrays of any library, copied: a ``state_dict()`` (torch, mlx); weights by name (keras:
         gamma, beta, moving_mean, moving_variance, of which gamma and beta may be absent); the variables
         ``{"params": ..., "batch_stats": ...}`` (flax); ``nnx.state(layer)``; ``scale``, ``offset``, ``mean_ema`` and
-        ``var_ema`` (haiku); ``scale``, ``B``, ``input_mean``, ``input_var`` and the attributes ``epsilon`` and ``momentum`` (onnx).
+        ``var_ema`` (haiku); ``scale``, ``B``, ``input_mean``, ``input_var`` and the attributes ``epsilon`` and ``momentum``
+        (onnx).
         Prefixes such as a layer's name may be there; one batch norm at a time.
     keep : int or tuple of int, optional
         The kept axes of the data; the dialect's own channel axis if None: 1 for torch and onnx, -1 for the others.
