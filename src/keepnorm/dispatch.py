@@ -15,6 +15,7 @@ any array API array       standard: the array's own namespace
 Everything else is a TypeError that says what to pass.
 """
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -63,6 +64,22 @@ def cuda_name() -> str:
     """What serves memory on a CUDA device: the CUDA kernels where they can run, else the array's own library there."""
     kernels = find_spec("numba_cuda") is not None and find_spec("keepnorm.engines.cuda") is not None
     return "cuda" if kernels else "standard"
+
+
+def in_graph(x: Any) -> bool:
+    """Whether torch.compile is tracing this call, which would lead it through every check and cache."""
+    if type(x).__module__[:5] != "torch":
+        return False
+    from torch.compiler import is_dynamo_compiling
+
+    return is_dynamo_compiling()
+
+
+def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which torch.compile calls as it is, between two graphs."""
+    from torch.compiler import disable
+
+    return disable(function)
 
 
 def dtype_name(dtype: Any) -> str:

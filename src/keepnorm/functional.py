@@ -8,6 +8,7 @@ from typing import Any
 
 from keepnorm import roles, validate
 from keepnorm.axes import Axes, Keep
+from keepnorm.dispatch import in_graph, outside_graph
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.validate import REQUIRED
@@ -58,6 +59,8 @@ def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, *
     >>> m.count, m.mean, m.var
     (2, array([ 2., 20.]), array([  1., 100.]))
     """
+    if in_graph(x):
+        return outside_graph(moments)(x, keep, where=where, **sizes)
     call = validate.call(roles.general, x, (keep, None), sizes, "keep")
     if call.axes is None:
         labels = call.engine.Labels(x)
@@ -103,6 +106,8 @@ def affine(
     array([[2.5, 3. ],
            [2.5, 3. ]])
     """
+    if in_graph(x):
+        return outside_graph(affine)(x, scale, shift, keep=keep, out=out, **sizes)
     call = validate.call(roles.general, x, (keep, None), sizes, "keep")
     if scale is None:
         raise TypeError("scale must be an array of the kept shape; got None")
@@ -235,6 +240,9 @@ def normalize_vjp(
     >>> vjp(np.ones((2, 2))).bias
     array([2., 2.])
     """
+    if in_graph(x):
+        rest = {"affine": affine, "eps": eps, "center": center, "moments": moments, "where": where}
+        return outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
     eps, center = validate.epsilon(eps), validate.flag(center, "center")
     call = validate.call(roles.general, x, (keep, affine), sizes, "keep")
     if call.axes is None:
@@ -280,6 +288,10 @@ def normalize_roles(
     takes: str,
 ) -> Array:
     """What every norm is: `build` gives the axes their roles from the norm's own words for them."""
+    if in_graph(x):
+        return outside_graph(normalize_roles)(
+            build, x, words, weight, bias, eps, center, moments, where, out, sizes, takes
+        )
     call = validate.call(build, x, words, sizes, takes)
     if call.axes is None:
         labels = call.engine.Labels(x)
@@ -314,3 +326,4 @@ def normalize_roles(
     return call.engine.normalize(
         x, call.axes, weight, bias, validate.epsilon(eps), validate.flag(center, "center"), moments, where, out
     )
+

@@ -151,11 +151,10 @@ def _watched() -> bool:
 
 
 def _wrapped(tensor: Tensor) -> bool:
-    """Whether a tensor stands for another one, as those inside torch.func's transforms do."""
-    import torch
+    """Whether a tensor stands for another one, as those inside torch.func's transforms do (and in batched gradients)."""
+    from torch._C import _functorch
 
-    functorch = getattr(torch._C, "_functorch", None)
-    return functorch is not None and functorch.is_functorch_wrapped_tensor(tensor)
+    return _functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
 
 
 def _differentiates(*tensors: Any) -> bool:
