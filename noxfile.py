@@ -68,6 +68,8 @@ def conformance(session: nox.Session, peer: str) -> None:
     """Ours, one peer and the exact oracle, case by case; each peer in an environment of its own."""
     install(session, "test", peer)
     session.run("python", "-m", "pytest", "conformance", f"--peer={peer}", *session.posargs)
+    # The code that `explain` prints for this peer runs, and gives our numbers.
+    session.run("python", "-m", "pytest", "tests/test_explain.py", "-k", "spelling")
 
 
 @nox.session

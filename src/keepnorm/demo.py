@@ -38,8 +38,10 @@ def run(save: str, say: Callable[[str], object] = print) -> None:
     OSError
         If the picture cannot be written.
     """
-    drawing = plot.figure  # asked for first: nobody should wait for a picture that cannot be drawn
-    drawing()
+    # Asked for first: nobody should wait for a picture that cannot be drawn or saved.
+    plot.figure()
+    if not Path(save).resolve().parent.is_dir():
+        raise FileNotFoundError(f"{save}: the picture's folder does not exist")
     photos = photographs()
     batch = np.stack([*photos] * COPIES).astype(np.float32)
     say(f"{len(batch)} photographs, float32, channels last: {len(photos)} of scikit-learn, {COPIES} times each\n")

@@ -43,16 +43,17 @@ def _channel(axes: Axes) -> int:
     return axes.origin[axes.keep[-1]]
 
 
-def _by_hand(axes: Axes, moments: str, root: str) -> str:
+def _by_hand(axes: Axes, moments: str, library: str) -> str:
     """Mean and variance, then the affine step; a pattern that splits axes is a reshape before and after."""
+    step = f"(x - mean) / {library}.sqrt(var + {EPS})"
     if axes.shape == axes.source:
-        return f"{moments}\ny = (x - mean) / {root}(var + {EPS})"
-    return f"shape = x.shape; x = x.reshape({axes.shape})\n{moments}\ny = ((x - mean) / {root}(var + {EPS})).reshape(shape)"
+        return f"{moments}\ny = {step}"
+    return f"shape = x.shape; x = {library}.reshape(x, {axes.shape})\n{moments}\ny = {library}.reshape({step}, shape)"
 
 
-def _numpy(axes: Axes, root: str = "np.sqrt") -> str:
+def _numpy(axes: Axes, library: str = "np") -> str:
     reduced = axes.reduce
-    return _by_hand(axes, f"mean = x.mean({reduced}, keepdims=True); var = x.var({reduced}, keepdims=True)", root)
+    return _by_hand(axes, f"mean = x.mean({reduced}, keepdims=True); var = x.var({reduced}, keepdims=True)", library)
 
 
 def _keras(axes: Axes) -> str:
@@ -64,7 +65,7 @@ def _keras(axes: Axes) -> str:
     if kind in ("instance", "group"):
         groups = -1 if kind == "instance" else axes.shape[axes.keep[1]]
         return f"y = keras.layers.GroupNormalization(groups={groups}, axis={_channel(axes)}, epsilon={EPS})(x)"
-    return _by_hand(axes, f"mean, var = keras.ops.moments(x, {list(axes.reduce)}, keepdims=True)", "keras.ops.sqrt")
+    return _by_hand(axes, f"mean, var = keras.ops.moments(x, {list(axes.reduce)}, keepdims=True)", "keras.ops")
 
 
 def _torch(axes: Axes) -> str:
@@ -78,7 +79,7 @@ def _torch(axes: Axes) -> str:
     }.get(kind, "")
     if not layer:
         moments = f"var, mean = torch.var_mean(x, {axes.reduce}, correction=0, keepdim=True)"
-        return _by_hand(axes, moments, "torch.sqrt")
+        return _by_hand(axes, moments, "torch")
     channel = _channel(axes)
     groups = f"{axes.shape[axes.keep[1]]}, " if kind == "group" else ""
     module = f"torch.nn.{layer}({groups}{axes.source[channel]}, eps={EPS})"
@@ -100,7 +101,7 @@ def _flax(axes: Axes) -> str:
     elif axes.shape == axes.source and axes.affine:
         layer = f"flax.linen.LayerNorm(reduction_axes={axes.reduce}, feature_axes={axes.affine}, epsilon={EPS})"
     else:
-        return _numpy(axes, "jax.numpy.sqrt")
+        return _numpy(axes, "jax.numpy")
     return f"y = {layer}.init_with_output(key, x)[0]"
 
 
@@ -132,10 +133,7 @@ def _onnx(axes: Axes) -> str:
 def _tensorflow(axes: Axes) -> str:
     moments = f"mean, var = tf.nn.moments(x, axes={list(axes.reduce)}, keepdims=True)"
     if axes.shape != axes.source:
-        return (
-            f"shape = x.shape; x = tf.reshape(x, {axes.shape})\n{moments}\n"
-            f"y = tf.reshape((x - mean) / tf.sqrt(var + {EPS}), shape)"
-        )
+        return _by_hand(axes, moments, "tf")
     return f"{moments}\ny = tf.nn.batch_normalization(x, mean, var, None, None, {EPS})"
 
 

@@ -1,0 +1,179 @@
+"""The house rules that a reader relies on: floors, a light import, the public names, examples that run."""
+
+import ast
+import doctest
+import importlib
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+import keepnorm
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "keepnorm"
+
+# A file imports from its own floor and from lower ones. A folder is on one floor; a new file must be put on one here.
+FLOORS = {
+    0: ("axes", "gradients"),
+    1: ("plan", "moments", "precision"),
+    2: ("kernels",),
+    3: ("dispatch", "engines"),
+    4: (
+        *(
+            "functional",
+            "norms",
+            "validate",
+            "roles",
+            "batchnorm",
+            "running",
+            "transfer",
+            "dialects",
+            "porting",
+            "renorm",
+            "sync",
+        ),
+        *("explain", "spellings", "plot"),
+    ),
+    5: ("__init__", "__main__", "cli", "stats", "readers", "demo", "doctor"),
+}
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+
+# Imports that climb, each for a reason, each inside a function.
+CLIMBS = {
+    ("moments", "functional"): "Accumulator.update measures a batch with the public function",
+}
+
+FRAMEWORKS = ("torch", "jax", "cupy", "dask", "tensorflow", "keras", "flax", "xarray", "matplotlib", "sklearn")
+CONTRACT = (
+    *(
+        "moments",
+        "affine",
+        "normalize",
+        "normalize_vjp",
+        "batch_norm",
+        "instance_norm",
+        "layer_norm",
+        "group_norm",
+        "rms_norm",
+    ),
+    *("Moments", "Accumulator", "BatchNorm", "dialects", "explain", "threads"),
+)
+
+
+def part(path):
+    """The name in FLOORS of a source file: its own, or its folder's."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(code):
+    """The parts of keepnorm that code imports, at any depth of nesting."""
+    for node in ast.walk(ast.parse(code)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "keepnorm":
+            # A name that is no file's is one of the public names, which __init__ has.
+            names = [f"keepnorm.{alias.name}" if alias.name in FLOOR_OF else "keepnorm" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [node.module]
+        for name in names:
+            root, _, rest = name.partition(".")
+            if root == "keepnorm":
+                yield rest.partition(".")[0] or "__init__"
+
+
+def climbs(name, code):
+    return [(name, other) for other in imports(code) if FLOOR_OF[other] > FLOOR_OF[name] and (name, other) not in CLIMBS]
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_file_imports_only_from_its_own_floor_and_lower_ones(path):
+    if path.name == "_version.py":
+        pytest.skip("written by the build")
+    assert part(path) in FLOOR_OF, f"put {part(path)} on a floor"
+    assert climbs(part(path), path.read_text()) == []
+
+
+def test_the_test_of_floors_can_fail():
+    assert climbs("plan", "def f():\n    from keepnorm.engines import host") == [("plan", "engines")]
+    assert climbs("axes", "from keepnorm import dispatch") == [("axes", "dispatch")]
+    assert climbs("kernels", "import keepnorm") == [("kernels", "__init__")]
+
+
+def test_every_name_on_a_floor_is_there():
+    assert set(FLOOR_OF) == {part(path) for path in FILES if path.name != "_version.py"}
+
+
+def test_only_kernels_import_numba_and_nobody_a_framework_at_module_level():
+    for path in FILES:
+        banned = {*FRAMEWORKS, "numba"} - ({"numba"} if part(path) == "kernels" else set())
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            assert not {name.partition(".")[0] for name in names} & banned, path
+
+
+def loaded(run_python, code):
+    out = run_python(f"{code}\nimport sys\nprint(*(name for name in {('numba', *FRAMEWORKS)} if name in sys.modules))")
+    return out.split()
+
+
+def test_import_loads_neither_numba_nor_a_framework(run_python):
+    assert loaded(run_python, "import keepnorm") == []
+
+
+def test_the_test_of_imports_can_fail(run_python):
+    assert loaded(run_python, "import keepnorm, numba") == ["numba"]
+
+
+def test_all_is_the_public_functions():
+    def is_public(name):
+        value = getattr(keepnorm, name)
+        ours = getattr(value, "__module__", None) or ""
+        return not name.startswith("_") and not isinstance(value, types.ModuleType) and ours.startswith("keepnorm")
+
+    modules = {name for name in keepnorm.__all__ if isinstance(getattr(keepnorm, name), types.ModuleType)}
+    assert {name for name in dir(keepnorm) if is_public(name)} == set(keepnorm.__all__) - modules
+    assert set(CONTRACT) <= set(keepnorm.__all__)
+    assert list(keepnorm.__all__) == sorted(keepnorm.__all__)
+
+
+def test_a_public_name_stays_what_it_is_when_a_module_has_its_name():
+    for name in ("explain", "moments"):
+        importlib.import_module(f"keepnorm.{name}")
+        assert callable(getattr(keepnorm, name))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if ">>> " in p.read_text()], ids=lambda p: str(p.relative_to(SOURCE)))
+def test_the_examples_of_docstrings_run(path):
+    name = ".".join(("keepnorm", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.attempted
+    assert results.failed == 0
+
+
+def test_the_code_of_the_readme_runs_and_prints_what_it_says():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    test = doctest.DocTestParser().get_doctest(blocks[0], {}, "README.md", "README.md", 0)
+    assert len(test.examples) == 6
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_readme_has_the_two_commands():
+    readme = (ROOT / "README.md").read_text()
+    for command in ('python -m pip install ".[demo]" && keepnorm demo', "python -m pip install nox && python -m nox"):
+        assert f"\n{command}\n" in readme
+    assert "-m nox" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_nox_session_says_what_it_does():
+    for node in ast.parse((ROOT / "noxfile.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef) and "session" in ast.unparse(node.decorator_list[:1] or [ast.Pass()]):
+            assert ast.get_docstring(node), node.name
