@@ -1,20 +1,16 @@
 """NumPy arrays through the CPU kernels."""
 
-from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import Walk, flat, from_cells, readable, to_cells, walk
+from keepnorm.engines.memory import Walk, flat, from_cells, plain, readable, to_cells, walk
+from keepnorm.kernels.threads import SERIAL, threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
 
 Array = np.ndarray[Any, Any]
-
-# Fewer values than this take less time on one thread than a second thread takes to wake.
-SERIAL = 65536
 
 _ONE = np.ones(1)
 _ZERO = np.zeros(1)
@@ -33,7 +29,7 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     x = readable(x)
     if x.size == 0:
         return _no_data(x, axes)
-    steps = walk(_plain(axes), (x,))
+    steps = walk(plain(axes), (x,))
     state = np.empty((4, steps.plan.cells))
     arguments = (flat(x), _NO_OUTPUT, steps, state, _ONE, _ZERO, 0.0, True)
     _reduce(arguments, x.size)
@@ -106,7 +102,7 @@ def _forward(
     w, b = parameters(steps, weight, bias)
     arguments = (flat(x), flat(y), steps, state, w, b, eps, center)
     groups = plan.cells_outside * plan.chunks
-    if plan.fused and (x.size <= SERIAL or groups >= _threads(x.size)):
+    if plan.fused and (x.size <= SERIAL or groups >= threads_for(x.size)):
         _run(FORWARD, groups, _NO_PART, arguments, x.size)
     else:
         _reduce(arguments, x.size)
@@ -133,7 +129,7 @@ def _reduce(arguments: tuple[Any, ...], size: int) -> None:
     """Fill the state: cell by cell where there are enough cells for all threads, else block by block."""
     plan = arguments[2].plan
     groups = plan.cells_outside * plan.chunks
-    if plan.blocks == 1 or size <= SERIAL or groups >= 4 * _threads(size):
+    if plan.blocks == 1 or size <= SERIAL or groups >= 4 * threads_for(size):
         _run(MOMENTS, groups, _NO_PART, arguments, size)
         return
     part = np.empty((groups * plan.blocks, 4, plan.chunk))
@@ -148,20 +144,14 @@ def _apply(arguments: tuple[Any, ...], size: int) -> None:
 
 def _run(stage: int, count: int, part: Array, arguments: tuple[Any, ...], size: int) -> None:
     """Run the tasks of one stage, on as many threads as are safe and worth waking."""
-    from keepnorm.kernels.launch import lanes, run, runs
+    from keepnorm.kernels.launch import run
 
+    if arguments[2].plan.lanes:
+        from keepnorm.kernels import lanes as family
+    else:
+        from keepnorm.kernels import runs as family
     x, y, steps, *rest = arguments
-    family = lanes if steps.plan.lanes else runs
-    threads = min(_threads(size), count)
-    run(family, threads, count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
-
-
-def _threads(size: int) -> int:
-    if size <= SERIAL:
-        return 1
-    from keepnorm.kernels.threads import available
-
-    return available()
+    run(family, min(threads_for(size), count), count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
 
 
 def parameters(steps: Walk, weight: Array | None, bias: Array | None) -> tuple[Array, Array]:
@@ -178,13 +168,7 @@ def parameters(steps: Walk, weight: Array | None, bias: Array | None) -> tuple[A
 
 
 def _with_parameters(axes: Axes, weight: Array | None, bias: Array | None) -> Axes:
-    return _plain(axes) if weight is None and bias is None else axes
-
-
-@lru_cache(maxsize=4096)
-def _plain(axes: Axes) -> Axes:
-    """The same axes without affine ones: more of them merge."""
-    return replace(axes, affine=())
+    return plain(axes) if weight is None and bias is None else axes
 
 
 def _flat_affine(steps: Walk, values: Array) -> Array:

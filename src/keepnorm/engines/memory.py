@@ -1,5 +1,6 @@
 """NumPy arrays as flat memory for the kernels: the span that an array lies in, and the plan that walks it."""
 
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -124,6 +125,12 @@ def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...] | None, int], ...]) ->
     )
     tables = (np.array(table, np.int64).reshape(len(table), 7) for table in (plan.kept, plan.outer))
     return Walk(plan, integers, *tables, _in_order(plan.cell_order), _in_order(plan.affine_order))
+
+
+@lru_cache(maxsize=4096)
+def plain(axes: Axes) -> Axes:
+    """The same axes without affine ones: more of them merge."""
+    return replace(axes, affine=())
 
 
 def _split_strides(axes: Axes, strides: tuple[int, ...] | None, itemsize: int) -> tuple[int, ...]:

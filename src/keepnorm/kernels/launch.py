@@ -1,15 +1,12 @@
 """Run the tasks of a stage on one thread or on several."""
 
-from typing import Any
-
-from numba import prange, typeof
+from numba import prange, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from keepnorm.kernels import lanes, runs
 from keepnorm.kernels.cache import compiled
 
-_addresses: dict[Any, int] = {}
+_addresses = {}
 
 
 def run(family, threads, count, stage, *arguments):
@@ -18,13 +15,13 @@ def run(family, threads, count, stage, *arguments):
     Parameters
     ----------
     family : module
-        `runs` or `lanes`.
+        A module of kernels with a function ``tasks(stage, first, last, x, y, ...)``.
     threads : int
         On how many threads.
     count : int
         How many tasks there are.
     stage : int
-        Which stage; see `runs.tasks`.
+        Which stage of the family.
     *arguments
         What `tasks` takes after its range.
     """
@@ -51,23 +48,19 @@ def _call(typing, address, arguments):
     """Call a compiled kernel by its address: linked by name, it would be compiled again with its caller, for seconds."""
 
     def generate(context, builder, signature, values):
-        types = signature.args[1].types
-        function = context.call_conv.get_function_type(signature.return_type, types)
+        kinds = signature.args[1].types
+        function = context.call_conv.get_function_type(signature.return_type, kinds)
         pointer = builder.inttoptr(values[0], function.as_pointer())
-        items = cgutils.unpack_tuple(builder, values[1], len(types))
-        status, result = context.call_conv.call_function(builder, pointer, signature.return_type, types, items)
+        items = cgutils.unpack_tuple(builder, values[1], len(kinds))
+        status, result = context.call_conv.call_function(builder, pointer, signature.return_type, kinds, items)
         with cgutils.if_unlikely(builder, status.is_error):
             context.call_conv.return_status_propagate(builder, status)
         return result
-
-    from numba import types
 
     return types.none(address, arguments), generate
 
 
 @compiled(parallel=True, exact=True)
-def _parallel(address, threads, count, stage, x, y, plan, kept, outer, part, state, weight, bias, eps, center):
+def _parallel(address, threads, count, stage, *arguments):
     for t in prange(threads):
-        first = t * count // threads
-        last = (t + 1) * count // threads
-        _call(address, (stage, first, last, x, y, plan, kept, outer, part, state, weight, bias, eps, center))
+        _call(address, (stage, t * count // threads, (t + 1) * count // threads, *arguments))

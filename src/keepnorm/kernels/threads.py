@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+# Fewer values than this take less time on one thread than a second thread takes to wake.
+SERIAL = 65536
+
 _asked = threading.local()
 _lock = threading.Lock()
 _forked = False
@@ -73,6 +76,11 @@ def available() -> int:
         return 1
     most = _launched()
     return most if asked is None else min(asked, most)
+
+
+def threads_for(size: int) -> int:
+    """How many threads a kernel over `size` values should use now."""
+    return available() if size > SERIAL else 1
 
 
 def layer() -> str:
