@@ -94,7 +94,10 @@ def affine_view(parameter, axes, ndim):
 
 
 def centred(x, cells):
-    """x minus its mean, without the rounding of the mean."""
+    """x minus its mean, without the rounding of the mean, nor that of a 64-bit integer."""
+    if x.dtype.kind in "iu" and x.dtype.itemsize == 8:
+        whole = np.trunc(cells.mean)
+        return (x.astype(object) - np.vectorize(int, otypes=[object])(whole)).astype(np.float64) - (cells.mean - whole) - cells.rest
     return (x.astype(np.float64) - cells.mean) - cells.rest
 
 
