@@ -10,6 +10,8 @@ from numbers import Real
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from keepnorm import dispatch
 from keepnorm.axes import Axes, refuse_keywords
 from keepnorm.moments import Moments
@@ -113,7 +115,7 @@ def parameter(value: Array | None, name: str, known: Call) -> Array | None:
     if value is None:
         return None
     if type(value) is not known.kind or value.dtype is not known.dtype:
-        _same_library(value, name, known)
+        value = _of_library(value, name, known)
         result_name_of(value, name)
     shape = value.shape
     if shape == known.affine_shape:
@@ -141,7 +143,7 @@ def mask(where: Array | None, known: Call) -> Array | None:
     """A mask: bool, of a shape that broadcasts to that of x."""
     if where is None:
         return None
-    _same_library(where, "where", known)
+    where = _of_library(where, "where", known)
     if dispatch.dtype_name(where.dtype) != "bool":
         raise TypeError(f"where must hold bool; got {dispatch.dtype_name(where.dtype)}")
     shape = tuple(where.shape)
@@ -158,7 +160,8 @@ def output(out: Array | None, known: Call) -> Array | None:
         return None
     if known.name in ("jax", "dask"):
         raise TypeError(f"out= needs an array that can be written to, and none of {known.name} can; got {type(out).__name__}")
-    _same_library(out, "out", known, numpy=False)
+    if type(out) is not known.kind and dispatch.name_of(out) != known.name:
+        raise TypeError(f"out must be an array of the library of x, {_library(known.kind)}; got {_library(type(out))}")
     if tuple(out.shape) != known.shape:
         raise ValueError(f"out must have the shape of x, {known.shape}; got {tuple(out.shape)}")
     if dispatch.dtype_name(out.dtype) != known.result:
@@ -166,6 +169,9 @@ def output(out: Array | None, known: Call) -> Array | None:
     flags = getattr(out, "flags", None)
     if flags is not None and not getattr(flags, "writeable", True):
         raise ValueError(f"out must be writable; got a read-only array of shape {tuple(out.shape)}")
+    strides = getattr(out, "strides", None) or ()
+    if any(step == 0 and n > 1 for step, n in zip(strides, known.shape, strict=False)):
+        raise ValueError(f"out must have a place of its own for every value; got the strides {strides}")
     return out
 
 
@@ -199,12 +205,14 @@ def given(moments: Moments | None, known: Call) -> Moments | None:
             f"moments have shape {moments.shape}, but the kept axes {known.axes.keep} of x with shape {known.shape} "
             f"need {known.kept_shape}"
         )
+    if moments.ndim == len(known.axes.shape) and moments.keep != known.axes.keep:
+        raise ValueError(f"moments are of keep={moments.keep}; got keep={known.axes.keep} of x with shape {known.shape}")
     return moments
 
 
 def cotangent(dy: Array, known: Call) -> Array:
     """The gradient of a result: an array of the library and the shape of x."""
-    _same_library(dy, "dy", known)
+    dy = _of_library(dy, "dy", known)
     result_name_of(dy, "dy")
     if tuple(dy.shape) != known.shape:
         raise ValueError(f"dy must have the shape of x, {known.shape}; got {tuple(dy.shape)}")
@@ -219,10 +227,13 @@ def not_empty(known: Call) -> None:
         )
 
 
-def _same_library(value: Any, name: str, known: Call, numpy: bool = True) -> None:
-    """Refuse an array of another library: which copy to make is not ours to choose."""
+def _of_library(value: Any, name: str, known: Call) -> Any:
+    """The value if its library is that of x; which copy to make is not ours to choose, so no other is taken.
+
+    JAX and dask take NumPy's arrays for their own, and so do we; a JAX array on the CPU is NumPy's memory.
+    """
     if isinstance(value, known.kind):
-        return
+        return value
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name} must be an array of the library of x, {_library(known.kind)}; got {type(value).__name__}")
     try:
@@ -230,9 +241,11 @@ def _same_library(value: Any, name: str, known: Call, numpy: bool = True) -> Non
     except TypeError:
         engine = ""
     if engine == known.name and (engine != "standard" or _library(type(value)) == _library(known.kind)):
-        return
-    if numpy and engine == "host" and known.name in ("jax", "dask"):
-        return  # both take NumPy's arrays for their own
+        return value
+    if engine == "host" and known.name in ("jax", "dask"):
+        return value
+    if engine == "jax" and known.name == "host" and dispatch.load("jax").is_concrete(value):
+        return np.asarray(value)
     got = f"{_library(type(value))}.{type(value).__name__}"
     raise TypeError(f"{name} must be an array of the library of x, {_library(known.kind)}; got {got}")
 
