@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import flat, plain, readable, to_cells, walk
+from keepnorm.engines.memory import flat, plain, readable, walk
 from keepnorm.kernels.threads import threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name
@@ -15,7 +15,6 @@ Array = np.ndarray[Any, Any]
 
 def moments(x: Array, axes: Axes, where: Array) -> Moments:
     """Count, mean and variance of the values of each kept cell where the mask is true."""
-    from keepnorm.kernels import masked
     from keepnorm.kernels.launch import run
 
     x = readable(x)
@@ -30,7 +29,7 @@ def moments(x: Array, axes: Axes, where: Array) -> Moments:
     part = np.empty((groups * plan.blocks, 4, plan.chunk))
     state = np.empty((4, plan.cells))
     arguments = (flat(x), flat(mask), steps.integers, steps.kept, steps.outer, part, state)
-    run(masked, min(threads_for(x.size), groups * plan.blocks), groups * plan.blocks, 0, *arguments)
-    run(masked, 1, groups, 1, *arguments)
-    count, shift, delta, m2 = (to_cells(row, plan, axes) for row in state)
+    run("masked", min(threads_for(x.size), groups * plan.blocks), groups * plan.blocks, 0, *arguments)
+    run("masked", 1, groups, 1, *arguments)
+    count, shift, delta, m2 = (steps.to_cells(row, axes) for row in state)
     return Moments(count.astype(np.int64), shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=dtype)

@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keepnorm.axes import Axes
+from keepnorm.moments import Moments
 from keepnorm.plan import Plan, make_plan
 
 Array = np.ndarray[Any, Any]
+
+# The parameters of an affine step without weight and bias.
+UNIT = (np.ones(1), np.zeros(1))
 
 
 class Walk(NamedTuple):
@@ -22,6 +26,22 @@ class Walk(NamedTuple):
     outer: Array
     cells_in_order: bool
     affine_in_order: bool
+
+    def to_cells(self, values: Array, axes: Axes) -> Array:
+        """Values of the plan's cells, as an array of the kept shape."""
+        return values.reshape(axes.kept_shape) if self.cells_in_order else _reorder(values, self.plan.cell_order, axes)
+
+    def from_cells(self, values: Array) -> Array:
+        """An array of the kept shape, as flat float64 in the order of the plan's cells."""
+        return np.asarray(values, np.float64).reshape(-1) if self.cells_in_order else _flatten(values, self.plan.cell_order)
+
+    def to_affine(self, values: Array, axes: Axes) -> Array:
+        """Values in the order of the plan's affine index, as an array of the affine shape."""
+        return values.reshape(axes.affine_shape) if self.affine_in_order else _reorder(values, self.plan.affine_order, axes)
+
+    def from_affine(self, values: Array) -> Array:
+        """A weight or a bias, as flat float64 in the order of the plan's affine index; never its own memory."""
+        return np.array(values, np.float64).reshape(-1) if self.affine_in_order else _flatten(values, self.plan.affine_order)
 
 
 class _Span:
@@ -149,24 +169,40 @@ def _in_order(order: tuple[tuple[int, bool], ...]) -> bool:
     return all(not turned for _, turned in order) and [a for a, _ in order] == sorted(a for a, _ in order)
 
 
-def to_cells(values: Array, plan: Plan, axes: Axes) -> Array:
-    """Values in the order of the plan's cells, as an array of the kept shape."""
-    return _reorder(values, plan.cell_order, axes)
-
-
 def _reorder(values: Array, order: tuple[tuple[int, bool], ...], axes: Axes) -> Array:
+    """Flat values in the order of a plan, as an array with one axis for each of `order`, ascending."""
+    if not order:
+        return values.reshape(())
     shaped = values.reshape([axes.shape[a] for a, _ in order])
     for position, (_, turned) in enumerate(order):
         if turned:
             shaped = np.flip(shaped, position)
-    return np.ascontiguousarray(np.transpose(shaped, np.argsort([a for a, _ in order]))) if order else shaped.reshape(())
+    return np.ascontiguousarray(np.transpose(shaped, np.argsort([a for a, _ in order])))
 
 
-def from_cells(values: Array, order: tuple[tuple[int, bool], ...]) -> Array:
-    """An array of one size for each axis of `order`, ascending, as flat float64 in that order."""
+def _flatten(values: Array, order: tuple[tuple[int, bool], ...]) -> Array:
+    """An array with one axis for each of `order`, ascending, as flat float64 in the order of a plan."""
     ranked = sorted(a for a, _ in order)
     shaped = np.transpose(values, [ranked.index(a) for a, _ in order])
     for position, (_, turned) in enumerate(order):
         if turned:
             shaped = np.flip(shaped, position)
     return np.array(shaped, np.float64).reshape(-1)
+
+
+def parameters(steps: Walk, weight: Array | None, bias: Array | None) -> tuple[Array, Array]:
+    """Weight and bias as flat float64 in the order of the plan; 1 and 0 for what is not given."""
+    if weight is None and bias is None:
+        return UNIT
+    w = None if weight is None else steps.from_affine(weight)
+    b = np.zeros_like(w) if bias is None else steps.from_affine(bias)
+    return np.ones_like(b) if w is None else w, b
+
+
+def state_of(moments: Moments, steps: Walk) -> Array:
+    """Moments as a state of the kernels; without a count, M2 holds the variance itself."""
+    count = 1 if moments.count is None else moments.count
+    state = np.empty((4, steps.plan.cells))
+    for row, values in enumerate((count, moments.shift, moments.delta, moments.m2)):
+        state[row] = steps.from_cells(np.broadcast_to(values, moments.shape))
+    return state

@@ -167,7 +167,11 @@ def _measure(wide: Array, mask: Array | None, axes: Axes, xp: Any) -> _State:
     left = _divide(_sum(rest, axes.reduce, xp), count, xp)
     m2 = _sum(rest * rest, axes.reduce, xp) - left * left * _real(count, left, xp)
     m2 = xp.where(m2 < 0, xp.zeros_like(m2), m2)
-    return _State(count, shift, xp.where(xp.isfinite(left), delta + left, delta), m2)
+    # The mean itself becomes the shift, so that what the rounding of a mean in x's own precision loses stays in delta.
+    mean = _constant(shift + delta)
+    fits = xp.isfinite(mean)
+    mean = xp.where(fits, mean, shift)
+    return _State(count, mean, xp.where(fits, (shift - mean) + delta + left, delta), m2)
 
 
 def _member(wide: Array, mask: Array | None, axes: Axes, xp: Any) -> Array:

@@ -26,7 +26,7 @@ def compiled(parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
     """Decorate a kernel: no GIL, cached, sums free to be vectorised unless `exact`."""
 
     def decorate(function: F) -> F:
-        dispatcher = njit(nogil=True, parallel=parallel, fastmath=False if exact else FASTMATH)(function)
+        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy", fastmath=False if exact else FASTMATH)(function)
         if folder():
             dispatcher._cache = QuietCache(function)
         kernel: F = dispatcher

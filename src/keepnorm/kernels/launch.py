@@ -1,5 +1,7 @@
 """Run the tasks of a stage on one thread or on several."""
 
+from importlib import import_module
+
 from numba import prange, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -7,6 +9,7 @@ from numba.extending import intrinsic
 from keepnorm.kernels.cache import compiled
 
 _addresses = {}
+_tasks = {}
 
 
 def run(family, threads, count, stage, *arguments):
@@ -14,8 +17,8 @@ def run(family, threads, count, stage, *arguments):
 
     Parameters
     ----------
-    family : module
-        A module of kernels with a function ``tasks(stage, first, last, x, y, ...)``.
+    family : str
+        A module of kernels with a function ``tasks(stage, first, last, x, y, ...)``, loaded when it is first needed.
     threads : int
         On how many threads.
     count : int
@@ -25,13 +28,16 @@ def run(family, threads, count, stage, *arguments):
     *arguments
         What `tasks` takes after its range.
     """
+    tasks = _tasks.get(family)
+    if tasks is None:
+        tasks = _tasks[family] = import_module(f"keepnorm.kernels.{family}").tasks
     if threads == 1:
-        family.tasks(stage, 0, count, *arguments)
+        tasks(stage, 0, count, *arguments)
         return
     key = (family, arguments[0].dtype, arguments[1].dtype)
     address = _addresses.get(key)
     if address is None:
-        address = _addresses[key] = _address(family.tasks, (stage, 0, count, *arguments))
+        address = _addresses[key] = _address(tasks, (stage, 0, count, *arguments))
     _parallel(address, threads, count, stage, *arguments)
 
 

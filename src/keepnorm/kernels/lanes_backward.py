@@ -1,0 +1,273 @@
+"""The backward step of plans whose innermost axes are kept, or short; x, dx and dy are contiguous along a row of lanes.
+
+The formulas are those of runs_backward.py, and so are the stages.
+"""
+
+import numpy as np
+
+from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.scalars import (
+    AFFINE,
+    BASE_X,
+    BASE_Y,
+    BASE_Z,
+    BLOCKS,
+    CELL,
+    CELLS_OUTSIDE,
+    CHUNK,
+    CHUNKS,
+    FOLD,
+    INNER_AFFINE,
+    INNER_X,
+    INNER_Y,
+    INNER_Z,
+    KEPT_AFFINE,
+    LANE_KEPT,
+    LANE_REDUCED,
+    N,
+    REDUCED_AFFINE,
+    X,
+    Y,
+    Z,
+    block_bounds,
+    center_and_scale,
+    difference,
+    offset,
+    store,
+)
+
+# Rows of the scratch of one task, each as long as a row of lanes.
+MEAN, LOW, RSTD, SUM, PRODUCT, WEIGHT, LEVEL, SCALE, SLOPE = range(9)
+
+
+@compiled()
+def add_row(x, dy, mean, low, s, q):
+    """Add dy and dy * d of one row to the sums of its lanes."""
+    for i in range(x.size):
+        g = difference(dy[i], 0.0)
+        s[i] += g
+        q[i] += g * ((difference(x[i], 0.0) - mean[i]) - low[i])
+
+
+@compiled()
+def add_rows(x, x0, x_step, dy, z0, z_step, mean, low, s, q):
+    """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
+    n = mean.size
+    xa = x[x0 : x0 + n]
+    xb = x[x0 + x_step : x0 + x_step + n]
+    xc = x[x0 + 2 * x_step : x0 + 2 * x_step + n]
+    xd = x[x0 + 3 * x_step : x0 + 3 * x_step + n]
+    ya = dy[z0 : z0 + n]
+    yb = dy[z0 + z_step : z0 + z_step + n]
+    yc = dy[z0 + 2 * z_step : z0 + 2 * z_step + n]
+    yd = dy[z0 + 3 * z_step : z0 + 3 * z_step + n]
+    for i in range(n):
+        m = mean[i]
+        e = low[i]
+        ga = difference(ya[i], 0.0)
+        gb = difference(yb[i], 0.0)
+        gc = difference(yc[i], 0.0)
+        gd = difference(yd[i], 0.0)
+        s[i] += (ga + gb) + (gc + gd)
+        q[i] += (ga * ((difference(xa[i], 0.0) - m) - e) + gb * ((difference(xb[i], 0.0) - m) - e)) + (
+            gc * ((difference(xc[i], 0.0) - m) - e) + gd * ((difference(xd[i], 0.0) - m) - e)
+        )
+
+
+@compiled()
+def gradient_row(x, dx, dy, mean, low, weight, level, scale, slope):
+    """dx = (dy * weight - level) * scale + d * slope, each lane with its own."""
+    for i in range(x.size):
+        d = (difference(x[i], 0.0) - mean[i]) - low[i]
+        store(dx, i, (difference(dy[i], 0.0) * weight[i] - level[i]) * scale[i] + d * slope[i])
+
+
+@compiled()
+def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
+    """Add the rows of block b to the sums of their lanes; `width` lanes are one step of the inner axis."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    fold = plan[FOLD]
+    full = fold * width
+    mean = lanes[MEAN, :full]
+    low = lanes[LOW, :full]
+    s = lanes[SUM, :full]
+    q = lanes[PRODUCT, :full]
+    for p in range(p0, p1):
+        x0 = x_start + offset(outer, p, X)
+        z0 = z_start + offset(outer, p, Z)
+        i = i0
+        while i + 4 * fold <= i1:
+            add_rows(
+                x, x0 + i * plan[INNER_X], fold * plan[INNER_X], dy, z0 + i * plan[INNER_Z], fold * plan[INNER_Z], mean, low, s, q
+            )
+            i += 4 * fold
+        while i < i1:
+            n = min(fold, i1 - i) * width
+            xi = x0 + i * plan[INNER_X]
+            zi = z0 + i * plan[INNER_Z]
+            add_row(x[xi : xi + n], dy[zi : zi + n], mean[:n], low[:n], s[:n], q[:n])
+            i += fold
+
+
+@compiled()
+def block_sums_inside(x, dy, plan, outer, x_start, z_start, a, b, cells, lanes, weight, dweight, dbias):
+    """The same with weights inside the cells: sums of g and g * d, and the gradients of weight and bias."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    short = plan[LANE_REDUCED]
+    for p in range(p0, p1):
+        first = a + offset(outer, p, AFFINE)
+        for i in range(i0, i1):
+            xi = x_start + offset(outer, p, X) + i * plan[INNER_X]
+            zi = z_start + offset(outer, p, Z) + i * plan[INNER_Z]
+            for k in range(cells):
+                j = first + i * plan[INNER_AFFINE] + k * plan[KEPT_AFFINE]
+                s = 0.0
+                q = 0.0
+                for r in range(short):
+                    lane = k * short + r
+                    g = difference(dy[zi + lane], 0.0)
+                    d = (difference(x[xi + lane], 0.0) - lanes[MEAN, lane]) - lanes[LOW, lane]
+                    w = weight[j + r * plan[REDUCED_AFFINE]]
+                    dweight[j + r * plan[REDUCED_AFFINE]] += g * d * lanes[RSTD, lane]
+                    dbias[j + r * plan[REDUCED_AFFINE]] += g
+                    s += g * w
+                    q += g * w * d
+                lanes[SUM, k * short] += s
+                lanes[PRODUCT, k * short] += q
+
+
+@compiled()
+def sum_lanes(plan, cells, lanes, sums):
+    """Add the lanes of every cell up."""
+    short = plan[LANE_REDUCED]
+    for k in range(cells):
+        s = 0.0
+        q = 0.0
+        for f in range(plan[FOLD]):
+            for lane in range((f * cells + k) * short, (f * cells + k + 1) * short):
+                s += lanes[SUM, lane]
+                q += lanes[PRODUCT, lane]
+        sums[0, k] = s
+        sums[1, k] = q
+
+
+@compiled()
+def set_lanes(plan, state, cell, cells, eps, center, lanes):
+    """Spread the mean and the scale of neighbouring cells over their lanes, and clear the sums."""
+    short = plan[LANE_REDUCED]
+    for k in range(cells):
+        mean, low, scale = center_and_scale(state, cell + k, eps, center)
+        for f in range(plan[FOLD]):
+            for lane in range((f * cells + k) * short, (f * cells + k + 1) * short):
+                lanes[MEAN, lane] = mean
+                lanes[LOW, lane] = low
+                lanes[RSTD, lane] = scale
+                lanes[SUM, lane] = 0.0
+                lanes[PRODUCT, lane] = 0.0
+
+
+@compiled()
+def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, center, lanes):
+    """Spread the coefficients of dx over the lanes, with the weights from affine index `a` on."""
+    short = plan[LANE_REDUCED]
+    for f in range(plan[FOLD]):
+        for k in range(cells):
+            n = state[N, cell + k]
+            for r in range(short):
+                lane = (f * cells + k) * short + r
+                scale = lanes[RSTD, lane]
+                w = weight[a + k * plan[KEPT_AFFINE] + r * plan[REDUCED_AFFINE]]
+                own = 1.0 if inside else w  # inside cells the sums hold the weights already
+                lanes[WEIGHT, lane] = w if inside else 1.0
+                lanes[LEVEL, lane] = totals[0, cell + k] / n if through and center else 0.0
+                lanes[SCALE, lane] = scale * own
+                lanes[SLOPE, lane] = -totals[1, cell + k] * scale * scale * scale * own / n if through else 0.0
+
+
+@compiled()
+def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes):
+    """dx of block b of neighbouring cells."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    fold = plan[FOLD]
+    width = cells * plan[LANE_REDUCED]
+    last = -1
+    for p in range(p0, p1):
+        x0 = starts[0] + offset(outer, p, X)
+        y0 = starts[1] + offset(outer, p, Y)
+        z0 = starts[2] + offset(outer, p, Z)
+        i = i0
+        while i < i1:
+            j = a + offset(outer, p, AFFINE) + i * plan[INNER_AFFINE]
+            if j != last:
+                set_gradient(plan, state, totals, cell, j, cells, weight, inside, through, center, lanes)
+                last = j
+            n = min(fold, i1 - i) * width
+            xi = x0 + i * plan[INNER_X]
+            yi = y0 + i * plan[INNER_Y]
+            zi = z0 + i * plan[INNER_Z]
+            gradient_row(
+                x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n],
+                lanes[MEAN, :n], lanes[LOW, :n], lanes[WEIGHT, :n], lanes[LEVEL, :n], lanes[SCALE, :n], lanes[SLOPE, :n],
+            )  # fmt: skip
+            i += fold
+
+
+@compiled()
+def tasks(
+    stage, t0, t1, x, dx, dy, plan, kept, outer, part, state, totals, weight, dweight, dbias, eps, center, inside, through
+):
+    """Run the tasks [t0, t1) of a stage: as in runs_backward.py, where a chunk of neighbouring cells stands for a cell."""
+    blocks = plan[BLOCKS]
+    chunks = plan[CHUNKS]
+    short = plan[LANE_REDUCED]
+    lanes = np.empty((9, plan[FOLD] * plan[CHUNK] * short))
+    own = np.empty((2, plan[CHUNK]))
+    groups = plan[CELLS_OUTSIDE] * chunks
+    for t in range(t0, t1):
+        first = t // blocks if stage == 0 or stage == 2 else t
+        last = first + 1
+        row = 0
+        if stage == 4:
+            first = t * groups // dweight.shape[0]
+            last = (t + 1) * groups // dweight.shape[0]
+            row = t
+        for group in range(first, last):
+            position = group // chunks
+            k0 = (group - position * chunks) * plan[CHUNK]
+            cells = min(plan[CHUNK], plan[LANE_KEPT] - k0)
+            cell = offset(kept, position, CELL) + k0
+            x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short
+            y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short
+            z_start = plan[BASE_Z] + offset(kept, position, Z) + k0 * short
+            a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
+            b0 = t - group * blocks if stage == 0 or stage == 2 else 0
+            b1 = b0 + 1 if stage == 0 or stage == 2 else blocks
+            if stage != 1:
+                set_lanes(plan, state, cell, cells, eps, center, lanes)
+            if stage == 1:
+                for k in range(cells):
+                    totals[0, cell + k] = 0.0
+                    totals[1, cell + k] = 0.0
+                for b in range(blocks):
+                    for k in range(cells):
+                        totals[0, cell + k] += part[t * blocks + b, 0, k]
+                        totals[1, cell + k] += part[t * blocks + b, 1, k]
+            elif stage != 2:
+                for b in range(b0, b1):
+                    if inside:
+                        block_sums_inside(
+                            x, dy, plan, outer, x_start, z_start, a, b, cells, lanes, weight, dweight[row], dbias[row]
+                        )
+                    else:
+                        block_sums(x, dy, plan, outer, x_start, z_start, b, cells * short, lanes)
+                sum_lanes(plan, cells, lanes, part[t] if stage == 0 else own)
+            if stage >= 3:
+                for k in range(cells):
+                    totals[0, cell + k] = own[0, k]
+                    totals[1, cell + k] = own[1, k]
+            if stage >= 2:
+                starts = (x_start, y_start, z_start)
+                for b in range(b0, b1):
+                    block_gradient(
+                        x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes
+                    )

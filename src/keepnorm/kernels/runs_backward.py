@@ -1,0 +1,173 @@
+"""The backward step of plans whose innermost axis is reduced; x, dx and dy are contiguous along it.
+
+With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``g = dy * weight`` and sums over one cell,
+``dx = r * (g - sum(g) / n - d * r^2 * sum(g d) / n)``, ``dweight = sum(dy d) r``, ``dbias = sum(dy)``.
+"""
+
+from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.scalars import (
+    AFFINE,
+    BASE_X,
+    BASE_Y,
+    BASE_Z,
+    BLOCKS,
+    CELL,
+    CELLS_OUTSIDE,
+    INNER_AFFINE,
+    N,
+    X,
+    Y,
+    Z,
+    block_bounds,
+    center_and_scale,
+    difference,
+    offset,
+    store,
+)
+
+
+@compiled()
+def sums(x, dy, mean, low):
+    """Sum dy and dy * d over a run."""
+    s = 0.0
+    q = 0.0
+    for i in range(x.size):
+        g = difference(dy[i], 0.0)
+        s += g
+        q += g * ((difference(x[i], 0.0) - mean) - low)
+    return s, q
+
+
+@compiled()
+def sums_affine(x, dy, mean, low, scale, weight, dweight, dbias):
+    """Sum g and g * d over a run whose values have their own weights, and add to the gradients of weight and bias."""
+    s = 0.0
+    q = 0.0
+    for i in range(x.size):
+        g = difference(dy[i], 0.0)
+        d = (difference(x[i], 0.0) - mean) - low
+        s += g * weight[i]
+        q += g * weight[i] * d
+        dweight[i] += g * d * scale
+        dbias[i] += g
+    return s, q
+
+
+@compiled()
+def gradient_run(x, dx, dy, mean, low, weight, level, scale, slope):
+    """dx = (dy * weight - level) * scale + d * slope."""
+    for i in range(x.size):
+        d = (difference(x[i], 0.0) - mean) - low
+        store(dx, i, (difference(dy[i], 0.0) * weight - level) * scale + d * slope)
+
+
+@compiled()
+def gradient_run_affine(x, dx, dy, mean, low, weight, level, scale, slope):
+    """The same with a weight for each value."""
+    for i in range(x.size):
+        d = (difference(x[i], 0.0) - mean) - low
+        store(dx, i, (difference(dy[i], 0.0) * weight[i] - level) * scale + d * slope)
+
+
+@compiled()
+def block_sums(x, dy, plan, kept, outer, cell, b, mean, low, scale, weight, inside, dweight, dbias):
+    """Sum g and g * d over block b of a cell (dy and dy * d, where the weight is the same for the whole cell)."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    n = i1 - i0
+    s = 0.0
+    q = 0.0
+    for p in range(p0, p1):
+        x0 = plan[BASE_X] + offset(kept, cell, X) + offset(outer, p, X) + i0
+        z0 = plan[BASE_Z] + offset(kept, cell, Z) + offset(outer, p, Z) + i0
+        if inside and plan[INNER_AFFINE]:
+            a = offset(kept, cell, AFFINE) + offset(outer, p, AFFINE) + i0
+            ds, dq = sums_affine(
+                x[x0 : x0 + n], dy[z0 : z0 + n], mean, low, scale, weight[a : a + n], dweight[a : a + n], dbias[a : a + n]
+            )
+        else:
+            ds, dq = sums(x[x0 : x0 + n], dy[z0 : z0 + n], mean, low)
+            if inside:
+                a = offset(kept, cell, AFFINE) + offset(outer, p, AFFINE)
+                dweight[a] += dq * scale
+                dbias[a] += ds
+                ds *= weight[a]
+                dq *= weight[a]
+        s += ds
+        q += dq
+    return s, q
+
+
+@compiled()
+def block_gradient(x, dx, dy, plan, kept, outer, cell, b, mean, low, scale, s, q, n, weight, inside, through, center):
+    """dx of block b of a cell; `through` tells whether the moments depend on x."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    width = i1 - i0
+    level = s / n if through and center else 0.0
+    slope = -q * scale * scale * scale / n if through else 0.0
+    for p in range(p0, p1):
+        x0 = plan[BASE_X] + offset(kept, cell, X) + offset(outer, p, X) + i0
+        y0 = plan[BASE_Y] + offset(kept, cell, Y) + offset(outer, p, Y) + i0
+        z0 = plan[BASE_Z] + offset(kept, cell, Z) + offset(outer, p, Z) + i0
+        a = offset(kept, cell, AFFINE) + offset(outer, p, AFFINE)
+        here = x[x0 : x0 + width]
+        there = dx[y0 : y0 + width]
+        given = dy[z0 : z0 + width]
+        if not inside:
+            gradient_run(here, there, given, mean, low, 1.0, level, scale * weight[a], slope * weight[a])
+        elif plan[INNER_AFFINE]:
+            gradient_run_affine(here, there, given, mean, low, weight[a + i0 : a + i1], level, scale, slope)
+        else:
+            gradient_run(here, there, given, mean, low, weight[a], level, scale, slope)
+
+
+@compiled()
+def tasks(
+    stage, t0, t1, x, dx, dy, plan, kept, outer, part, state, totals, weight, dweight, dbias, eps, center, inside, through
+):
+    """Run the tasks [t0, t1) of a stage.
+
+    Stage 0 sums blocks, stage 1 adds them up for each cell, stage 2 writes dx block by block. Stage 3 does all of it for
+    each cell; stage 4 too, where weights lie inside cells, for each row of dweight and dbias, which no two tasks share.
+    """
+    blocks = plan[BLOCKS]
+    for t in range(t0, t1):
+        first = t // blocks if stage == 0 or stage == 2 else t
+        last = first + 1
+        row = 0
+        if stage == 4:
+            first = t * plan[CELLS_OUTSIDE] // dweight.shape[0]
+            last = (t + 1) * plan[CELLS_OUTSIDE] // dweight.shape[0]
+            row = t
+        for position in range(first, last):
+            cell = offset(kept, position, CELL)
+            mean, low, scale = center_and_scale(state, cell, eps, center)
+            b0 = t - position * blocks if stage == 0 or stage == 2 else 0
+            b1 = b0 + 1 if stage == 0 or stage == 2 else blocks
+            s = 0.0
+            q = 0.0
+            if stage == 1:
+                for b in range(blocks):
+                    s += part[t * blocks + b, 0, 0]
+                    q += part[t * blocks + b, 1, 0]
+            elif stage == 2:
+                s = totals[0, cell]
+                q = totals[1, cell]
+            else:
+                for b in range(b0, b1):
+                    ds, dq = block_sums(
+                        x, dy, plan, kept, outer, position, b, mean, low, scale, weight, inside, dweight[row], dbias[row]
+                    )
+                    s += ds
+                    q += dq
+            if stage == 0:
+                part[t, 0, 0] = s
+                part[t, 1, 0] = q
+                continue
+            totals[0, cell] = s
+            totals[1, cell] = q
+            if stage >= 2:
+                for b in range(b0, b1):
+                    block_gradient(
+                        x, dx, dy, plan, kept, outer, position, b, mean, low, scale, s, q, state[N, cell], weight, inside,
+                        through, center,
+                    )  # fmt: skip
