@@ -148,7 +148,7 @@ def test_debiased_average_weighs_the_batches_to_one(rng):
 
 def test_singleton_policies():
     x = np.ones((1, 3), np.float32)
-    with pytest.raises(ValueError, match="more than one value per cell.*count of 1"):
+    with pytest.raises(ValueError, match=r"more than one value per cell.*count of 1"):
         kn.BatchNorm(3, keep=1)(x, training=True)
     for correction in (0, 1):
         bn = kn.BatchNorm(3, keep=1, singleton="zero", correction=correction, decay=0.5)
@@ -324,7 +324,7 @@ def test_variance_crosses_to_the_other_correction_with_the_count(rng):
     assert sample.variance(correction=1) is sample.state.var
     with pytest.raises(ValueError, match="say count=; got count=None"):
         make(1).variance(correction=0)
-    with pytest.raises(ValueError, match="at least 2.*got 1"):
+    with pytest.raises(ValueError, match=r"at least 2.*got 1"):
         make(1).variance(correction=0, count=1)
 
 
@@ -353,7 +353,7 @@ def test_bad_input_says_what_was_got(rng):
         bn(x[:, :3, :2, 0], training=True)
     with pytest.raises(TypeError, match="x must be an array"):
         bn([[1.0]], training=True)
-    with pytest.raises(TypeError, match="moments must be Moments.*got float"):
+    with pytest.raises(TypeError, match=r"moments must be Moments.*got float"):
         bn.update(1.0)
     with pytest.raises(ValueError, match=r"shape \(4,\) are needed; got \(6,\)"):
         bn.update(kn.moments(x, -1))

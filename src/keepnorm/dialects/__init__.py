@@ -89,7 +89,7 @@ def load(
     bn = BatchNorm(
         shape,
         keep=keep,
-        eps=max(eps, convention.eps_floor),
+        eps=eps,
         decay=decay,
         correction=convention.correction,
         affine=False,
@@ -172,7 +172,10 @@ def dump(dialect: str, bn: BatchNorm, *, count: Any = None, ndim: int | None = N
 
 
 def arguments(dialect: str, bn: BatchNorm) -> dict[str, Any]:
-    """What the framework's own constructor has to be told, in its own words: channel axis, eps and momentum.
+    """What the framework's own constructor has to be told, in its own words: eps and momentum.
+
+    The channel axis is that of the data there, which may have another layout. A cumulative average has no word but in
+    PyTorch; momentum is then left out for the others, whose inference does not need it.
 
     Raises
     ------
@@ -185,17 +188,16 @@ def arguments(dialect: str, bn: BatchNorm) -> dict[str, Any]:
     >>> kn.dialects.arguments("torch", kn.BatchNorm(3, keep=1, decay=0.9))
     {'momentum': 0.1, 'eps': 1e-05}
     >>> kn.dialects.arguments("keras", kn.BatchNorm(3, keep=-1, decay=0.9))
-    {'axis': -1, 'momentum': 0.9, 'epsilon': 1e-05}
+    {'momentum': 0.9, 'epsilon': 1e-05}
     """
     convention = _convention(dialect)
-    axis = bn.keep if isinstance(bn.keep, str) or len(bn.keep) != 1 else bn.keep[0]
     momentum = bn.decay
     if convention.momentum == "new" and bn.decay is not None:
         momentum = float(f"{1 - bn.decay:.12g}")  # 0.1, where 1 - 0.9 is 0.09999999999999998
-    said = {"axis": axis, "momentum": momentum, "eps": max(bn.eps, convention.eps_floor)}
+    said = {"momentum": momentum, "eps": bn.eps}
     if momentum is None and dialect != "torch":
-        del said["momentum"]  # only PyTorch has the cumulative average; inference does not need the word
-    return {convention.arguments[word]: value for word, value in said.items() if word in convention.arguments}
+        del said["momentum"]
+    return {convention.arguments[word]: value for word, value in said.items()}
 
 
 _NUMBERS = ("updates", "var_updates", "eps", "momentum")

@@ -26,13 +26,11 @@ class Convention:
     names : mapping
         Where weight, bias, mean, var and the counters are found, as paths into the state.
     arguments : mapping
-        The words of the framework's own constructor for the channel axis, eps and momentum, where it has them.
+        The words of the framework's own constructor for eps and momentum.
     singleton, empty : str
         What training on one value per cell and on none does; the words of `BatchNorm`.
     debias : bool
         Whether the running average is zero-debiased.
-    eps_floor : float
-        The least eps that its kernel uses, whatever was asked for.
     several : bool
         Whether it can keep several axes.
     affine : {"each", "pair", "always"}
@@ -51,7 +49,6 @@ class Convention:
     singleton: str = "zero"
     empty: str = "nan"
     debias: bool = False
-    eps_floor: float = 0.0
     several: bool = False
     affine: str = "each"
     output: str = "input"
@@ -59,12 +56,12 @@ class Convention:
 
 _KERAS = {"weight": ("gamma",), "bias": ("beta",), "mean": ("moving_mean",), "var": ("moving_variance",)}
 _TORCH = {"weight": ("weight",), "bias": ("bias",), "mean": ("running_mean",), "var": ("running_var",)}
-_AXIS_MOMENTUM = {"axis": "axis", "momentum": "momentum", "eps": "epsilon"}
+_EPSILON = {"momentum": "momentum", "eps": "epsilon"}
 
 CONVENTIONS: Mapping[str, Convention] = {
-    "keras": Convention(-1, "old", 0.99, 1e-3, 0, _KERAS, _AXIS_MOMENTUM),
+    "keras": Convention(-1, "old", 0.99, 1e-3, 0, _KERAS, _EPSILON),
     # Rank 4 in tf.keras before Keras 3: TensorFlow's fused kernel.
-    "tf_keras_fused": Convention(-1, "old", 0.99, 1e-3, 1, _KERAS, _AXIS_MOMENTUM, eps_floor=1.001e-5),
+    "tf_keras_fused": Convention(-1, "old", 0.99, 1e-3, 1, _KERAS, _EPSILON),
     "torch": Convention(
         1,
         "new",
@@ -89,7 +86,7 @@ CONVENTIONS: Mapping[str, Convention] = {
             "mean": ("batch_stats", "mean"),
             "var": ("batch_stats", "var"),
         },
-        _AXIS_MOMENTUM,
+        _EPSILON,
         several=True,
         output="promoted",
     ),
@@ -100,7 +97,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         1e-5,
         0,
         {"weight": ("scale",), "bias": ("bias",), "mean": ("mean",), "var": ("var",)},
-        _AXIS_MOMENTUM,
+        _EPSILON,
         output="promoted",
     ),
     "haiku": Convention(
@@ -137,7 +134,7 @@ CONVENTIONS: Mapping[str, Convention] = {
             "eps": ("epsilon",),
             "momentum": ("momentum",),
         },
-        {"momentum": "momentum", "eps": "epsilon"},
+        _EPSILON,
         affine="always",
     ),
     # From July 2026; the running variance was the population's before.
