@@ -1,6 +1,7 @@
 """NumPy arrays through the CPU kernels."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,8 @@ def normalize_with_moments(
     """The normalised array and the moments that normalised it."""
     result, target = _outputs(x, None)
     x = readable(x)
-    if not x.size:
-        return result, _no_data(x, axes)
-    return result, _normalize(x, target, axes, weight, bias, eps, True, None, where)
+    used = _normalize(x, target, axes, weight, bias, eps, True, None, where) if x.size else partial(_no_data, x, axes)
+    return result, used()
 
 
 def normalize_vjp(
@@ -92,8 +92,8 @@ def normalize_vjp(
 
     result, target = _outputs(x, None)
     x = readable(x)
-    used = _normalize(x, target, axes, weight, bias, eps, center, moments, where) if x.size else _no_data(x, axes)
-    return result, vjp(x, axes, weight, bias, eps, center, used, where, moments is None)
+    used = _normalize(x, target, axes, weight, bias, eps, center, moments, where) if x.size else partial(_no_data, x, axes)
+    return result, vjp(x, axes, weight, bias, eps, center, used(), where, moments is None)
 
 
 def _normalize(
@@ -106,8 +106,8 @@ def _normalize(
     center: bool,
     given: Moments | None,
     where: Array | None,
-) -> Moments:
-    """Write y; give back the moments that were used."""
+) -> Callable[[], Moments]:
+    """Write y; give back how to make the moments that were used, since making them takes longer than a small kernel."""
     steps = walk(axes if weight is not None or bias is not None else plain(axes), (x, y))
     plan = steps.plan
     w, b = parameters(steps, weight, bias)
@@ -115,7 +115,7 @@ def _normalize(
         given = moments(x, axes, where)
     if given is not None:
         _apply((flat(x), flat(y), steps, state_of(given, steps), w, b, eps, center), x.size)
-        return given
+        return lambda: given
     state = np.empty((4, plan.cells))
     arguments = (flat(x), flat(y), steps, state, w, b, eps, center)
     groups = plan.cells_outside * plan.chunks
@@ -125,7 +125,7 @@ def _normalize(
     else:
         _reduce(arguments, x.size)
         _apply(arguments, x.size)
-    return _to_moments(state, steps, axes, x.dtype.name)
+    return partial(_to_moments, state, steps, axes, x.dtype.name)
 
 
 def _reduce(arguments: tuple[Any, ...], size: int) -> None:
@@ -148,11 +148,17 @@ def _apply(arguments: tuple[Any, ...], size: int) -> None:
 
 def _run(stage: int, count: int, part: Array, arguments: tuple[Any, ...], size: int) -> None:
     """Run the tasks of one stage, on as many threads as are safe and worth waking."""
-    from keepnorm.kernels.launch import run
-
     x, y, steps, *rest = arguments
     family = "lanes" if steps.plan.lanes else "runs"
-    run(family, min(threads_for(size), count), count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
+    _launch()(family, min(threads_for(size), count), count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
+
+
+@cache
+def _launch() -> Callable[..., None]:
+    """The launcher of kernels; Numba is loaded at the first of them."""
+    from keepnorm.kernels.launch import run
+
+    return run
 
 
 def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: str) -> Moments:
@@ -169,7 +175,7 @@ def _no_data(x: Array, axes: Axes) -> Moments:
 def _outputs(x: Array, out: Array | None) -> tuple[Array, Array]:
     """What is handed back and what the kernels write: another array where `out` overlaps x in a different layout."""
     if out is None:
-        result = np.empty_like(x, dtype=_result_dtype(x), subok=False)
+        result = np.empty_like(x, dtype=_result_dtype(x.dtype), subok=False)
         return result, result
     same = out.strides == x.strides and out.__array_interface__["data"][0] == x.__array_interface__["data"][0]
     writable = out.dtype.isnative and out.flags.aligned and not any(s % out.itemsize for s in out.strides)
@@ -184,6 +190,7 @@ def _finish(result: Array, target: Array) -> Array:
     return result
 
 
-def _result_dtype(x: Array) -> np.dtype[Any]:
-    name = result_name(x.dtype.name)
-    return x.dtype.newbyteorder("=") if name == x.dtype.name else np.dtype(name)
+@cache
+def _result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    name = result_name(dtype.name)
+    return dtype.newbyteorder("=") if name == dtype.name else np.dtype(name)

@@ -22,17 +22,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def compiled(parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
-    """Decorate a kernel: no GIL, cached, sums free to be vectorised unless `exact`."""
+def entry(parallel: bool = False) -> Callable[[F], F]:
+    """Decorate a kernel that Python calls: no GIL, and its machine code is kept on disk with all that it calls."""
 
     def decorate(function: F) -> F:
-        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy", fastmath=False if exact else FASTMATH)(function)
+        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy")(function)
         if folder():
             dispatcher._cache = QuietCache(function)
         kernel: F = dispatcher
         return kernel
 
     return decorate
+
+
+def helper(function: F) -> F:
+    """Decorate what only kernels call. Its sums may be reordered, so that they become vectors."""
+    inner: F = njit(nogil=True, error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return inner
+
+
+def exact(function: F) -> F:
+    """Decorate what only kernels call and what must keep the order of its operations."""
+    inner: F = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return inner
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.cache import entry, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -42,7 +42,7 @@ SHIFT, SUM, SQUARES = range(3)
 MEAN, LOW, RSTD, SCALE, OFFSET = range(5)
 
 
-@compiled()
+@helper
 def add_row(row, shift, s, q):
     """Add one row to the sums of its lanes."""
     for i in range(row.size):
@@ -51,7 +51,7 @@ def add_row(row, shift, s, q):
         q[i] += d * d
 
 
-@compiled()
+@helper
 def add_rows(x, first, step, shift, s, q):
     """Add eight rows at once: the sums of a lane are loaded and stored once for all eight."""
     n = shift.size
@@ -77,14 +77,14 @@ def add_rows(x, first, step, shift, s, q):
         q[i] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
 
 
-@compiled()
+@helper
 def scale_row(x, y, mean, scale, shift):
     """Normalise one row, each lane with its own mean, scale and shift."""
     for i in range(x.size):
         store(y, i, (difference(x[i], 0.0) - mean[i]) * scale[i] + shift[i])
 
 
-@compiled()
+@helper
 def scale_rows(x, y, first, step, y_first, y_step, mean, scale, shift):
     """Normalise four rows at once: the parameters of a lane are loaded once for all four."""
     n = mean.size
@@ -106,7 +106,7 @@ def scale_rows(x, y, first, step, y_first, y_step, mean, scale, shift):
         store(y3, i, (difference(x3[i], 0.0) - m) * a + b)
 
 
-@compiled()
+@helper
 def add_block(x, plan, outer, start, b, width, sums, buffer):
     """Sum the rows of block b into the lanes; `width` lanes are one step of the inner axis."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -136,7 +136,7 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
             i += fold
 
 
-@compiled()
+@helper
 def block(x, plan, outer, start, b, cells, part, sums, buffer):
     """The states of block b for `cells` neighbouring cells, the first value of the first at offset `start`."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -172,7 +172,7 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
                 part[K, k] = mean
 
 
-@compiled()
+@helper
 def set_lanes(plan, cell, cells, state, eps, center, lanes):
     """Spread the mean and the scale of `cells` cells over their lanes."""
     short = plan[LANE_REDUCED]
@@ -185,7 +185,7 @@ def set_lanes(plan, cell, cells, state, eps, center, lanes):
             lanes[RSTD, lane : lane + short] = scale
 
 
-@compiled()
+@helper
 def set_affine(plan, a, cells, weight, bias, lanes):
     """Join the scale of every lane with its weight and bias, from affine index `a` on."""
     short = plan[LANE_REDUCED]
@@ -198,7 +198,7 @@ def set_affine(plan, a, cells, weight, bias, lanes):
                 lanes[OFFSET, lane] = bias[j] - lanes[LOW, lane] * lanes[SCALE, lane]
 
 
-@compiled()
+@helper
 def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes):
     """The affine step on block b of neighbouring cells, whose mean and scale `set_lanes` has spread."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -241,7 +241,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
             i += fold
 
 
-@compiled()
+@entry()
 def tasks(
     stage,
     t0,

@@ -5,7 +5,7 @@ The formulas are those of runs_backward.py, and so are the stages.
 
 import numpy as np
 
-from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.cache import entry, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -40,7 +40,7 @@ from keepnorm.kernels.scalars import (
 MEAN, LOW, RSTD, SUM, PRODUCT, WEIGHT, LEVEL, SCALE, SLOPE = range(9)
 
 
-@compiled()
+@helper
 def add_row(x, dy, mean, low, s, q):
     """Add dy and dy * d of one row to the sums of its lanes."""
     for i in range(x.size):
@@ -49,7 +49,7 @@ def add_row(x, dy, mean, low, s, q):
         q[i] += g * ((difference(x[i], 0.0) - mean[i]) - low[i])
 
 
-@compiled()
+@helper
 def add_rows(x, x0, x_step, dy, z0, z_step, mean, low, s, q):
     """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
     n = mean.size
@@ -74,7 +74,7 @@ def add_rows(x, x0, x_step, dy, z0, z_step, mean, low, s, q):
         )
 
 
-@compiled()
+@helper
 def gradient_row(x, dx, dy, mean, low, weight, level, scale, slope):
     """dx = (dy * weight - level) * scale + d * slope, each lane with its own."""
     for i in range(x.size):
@@ -82,7 +82,7 @@ def gradient_row(x, dx, dy, mean, low, weight, level, scale, slope):
         store(dx, i, (difference(dy[i], 0.0) * weight[i] - level[i]) * scale[i] + d * slope[i])
 
 
-@compiled()
+@helper
 def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
     """Add the rows of block b to the sums of their lanes; `width` lanes are one step of the inner axis."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -109,7 +109,7 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
             i += fold
 
 
-@compiled()
+@helper
 def block_sums_inside(x, dy, plan, outer, x_start, z_start, a, b, cells, lanes, weight, dweight, dbias):
     """The same with weights inside the cells: sums of g and g * d, and the gradients of weight and bias."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -136,7 +136,7 @@ def block_sums_inside(x, dy, plan, outer, x_start, z_start, a, b, cells, lanes, 
                 lanes[PRODUCT, k * short] += q
 
 
-@compiled()
+@helper
 def sum_lanes(plan, cells, lanes, sums):
     """Add the lanes of every cell up."""
     short = plan[LANE_REDUCED]
@@ -151,7 +151,7 @@ def sum_lanes(plan, cells, lanes, sums):
         sums[1, k] = q
 
 
-@compiled()
+@helper
 def set_lanes(plan, state, cell, cells, eps, center, lanes):
     """Spread the mean and the scale of neighbouring cells over their lanes, and clear the sums."""
     short = plan[LANE_REDUCED]
@@ -166,7 +166,7 @@ def set_lanes(plan, state, cell, cells, eps, center, lanes):
                 lanes[PRODUCT, lane] = 0.0
 
 
-@compiled()
+@helper
 def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, center, lanes):
     """Spread the coefficients of dx over the lanes, with the weights from affine index `a` on."""
     short = plan[LANE_REDUCED]
@@ -184,7 +184,7 @@ def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, c
                 lanes[SLOPE, lane] = -totals[1, cell + k] * scale * scale * scale * own / n if through else 0.0
 
 
-@compiled()
+@helper
 def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes):
     """dx of block b of neighbouring cells."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -212,7 +212,7 @@ def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, tot
             i += fold
 
 
-@compiled()
+@entry()
 def tasks(
     stage, t0, t1, x, dx, dy, plan, kept, outer, part, state, totals, weight, dweight, dbias, eps, center, inside, through
 ):

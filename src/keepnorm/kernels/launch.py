@@ -6,7 +6,7 @@ from numba import prange, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.cache import entry
 
 _addresses = {}
 _tasks = {}
@@ -66,7 +66,7 @@ def _call(typing, address, arguments):
     return types.none(address, arguments), generate
 
 
-@compiled(parallel=True, exact=True)
+@entry(parallel=True)
 def _parallel(address, threads, count, stage, *arguments):
     for t in prange(threads):
         _call(address, (stage, t * count // threads, (t + 1) * count // threads, *arguments))

@@ -6,7 +6,7 @@ the first value that the mask lets through.
 
 import numpy as np
 
-from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.cache import entry, helper
 from keepnorm.kernels.scalars import (
     BASE_X,
     BASE_Y,
@@ -39,7 +39,7 @@ from keepnorm.kernels.scalars import (
 )
 
 
-@compiled()
+@helper
 def masked_sums(x, mask, shift):
     """Count the values that the mask lets through, and sum x - K and (x - K)^2."""
     n = 0.0
@@ -53,7 +53,7 @@ def masked_sums(x, mask, shift):
     return n, s, q
 
 
-@compiled()
+@helper
 def add_strided(x, x0, x_step, mask, m0, m_step, lanes, state, first):
     """Add `lanes` values, each to its own lane of (n, K, s, q); on the second sweep K is known."""
     for i in range(lanes):
@@ -66,7 +66,7 @@ def add_strided(x, x0, x_step, mask, m0, m_step, lanes, state, first):
             state[M2, i] += d * d
 
 
-@compiled()
+@helper
 def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
     """The states of block b for `cells` neighbouring cells."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -108,13 +108,13 @@ def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
             part[row, k] = lanes[row, home]
 
 
-@compiled()
+@helper
 def merge_lane(lanes, home, lane):
     """Merge the state of one lane into that of another."""
     merge_state(lanes[:, home : home + 1], lanes[:, lane : lane + 1], 0)
 
 
-@compiled()
+@helper
 def run_block(x, mask, plan, outer, x_start, m_start, b, part):
     """The state of block b of a cell whose x is contiguous, with a mask that is contiguous or one value for a run."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -147,7 +147,7 @@ def run_block(x, mask, plan, outer, x_start, m_start, b, part):
         shift = part[K, 0] + part[DELTA, 0]
 
 
-@compiled()
+@entry()
 def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
     """Run the tasks [t0, t1): blocks in stage 0, the merge of cells in stage 1."""
     blocks = plan[BLOCKS]

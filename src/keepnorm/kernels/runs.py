@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.cache import entry, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -29,7 +29,7 @@ from keepnorm.kernels.scalars import (
 )
 
 
-@compiled()
+@helper
 def sums(x, shift):
     """Sum x - K and (x - K)^2 over a contiguous run."""
     s = 0.0
@@ -41,21 +41,21 @@ def sums(x, shift):
     return s, q
 
 
-@compiled()
+@helper
 def scale_run(x, y, mean, scale, shift):
     """Normalise a contiguous run with one scale and one shift; subtracting first keeps the digits of x - mean."""
     for i in range(x.size):
         store(y, i, (difference(x[i], 0.0) - mean) * scale + shift)
 
 
-@compiled()
+@helper
 def scale_run_affine(x, y, mean, low, scale, weight, bias):
     """Normalise a contiguous run whose values each have their own weight and bias."""
     for i in range(x.size):
         store(y, i, ((difference(x[i], 0.0) - mean) - low) * scale * weight[i] + bias[i])
 
 
-@compiled()
+@helper
 def block(x, plan, outer, start, b, part, buffer):
     """The state of block b of the cell at offset `start`."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -81,7 +81,7 @@ def block(x, plan, outer, start, b, part, buffer):
         shift = part[K, 0] + part[DELTA, 0]
 
 
-@compiled()
+@helper
 def apply(x, y, plan, kept, outer, cell, b, state, weight, bias, eps, center):
     """The affine step on block b of a cell."""
     mean, low, scale = center_and_scale(state, offset(kept, cell, CELL), eps, center)
@@ -110,7 +110,7 @@ def apply(x, y, plan, kept, outer, cell, b, state, weight, bias, eps, center):
                 store(y, y0 + i * y_step, ((difference(x[x0 + i * x_step], 0.0) - mean) - low) * scale * weight[j] + bias[j])
 
 
-@compiled()
+@entry()
 def tasks(
     stage,
     t0,

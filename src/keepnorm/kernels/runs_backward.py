@@ -4,7 +4,7 @@ With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``g = dy * weight`` and sums
 ``dx = r * (g - sum(g) / n - d * r^2 * sum(g d) / n)``, ``dweight = sum(dy d) r``, ``dbias = sum(dy)``.
 """
 
-from keepnorm.kernels.cache import compiled
+from keepnorm.kernels.cache import entry, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -26,7 +26,7 @@ from keepnorm.kernels.scalars import (
 )
 
 
-@compiled()
+@helper
 def sums(x, dy, mean, low):
     """Sum dy and dy * d over a run."""
     s = 0.0
@@ -38,7 +38,7 @@ def sums(x, dy, mean, low):
     return s, q
 
 
-@compiled()
+@helper
 def sums_affine(x, dy, mean, low, scale, weight, dweight, dbias):
     """Sum g and g * d over a run whose values have their own weights, and add to the gradients of weight and bias."""
     s = 0.0
@@ -53,7 +53,7 @@ def sums_affine(x, dy, mean, low, scale, weight, dweight, dbias):
     return s, q
 
 
-@compiled()
+@helper
 def gradient_run(x, dx, dy, mean, low, weight, level, scale, slope):
     """dx = (dy * weight - level) * scale + d * slope."""
     for i in range(x.size):
@@ -61,7 +61,7 @@ def gradient_run(x, dx, dy, mean, low, weight, level, scale, slope):
         store(dx, i, (difference(dy[i], 0.0) * weight - level) * scale + d * slope)
 
 
-@compiled()
+@helper
 def gradient_run_affine(x, dx, dy, mean, low, weight, level, scale, slope):
     """The same with a weight for each value."""
     for i in range(x.size):
@@ -69,7 +69,7 @@ def gradient_run_affine(x, dx, dy, mean, low, weight, level, scale, slope):
         store(dx, i, (difference(dy[i], 0.0) * weight[i] - level) * scale + d * slope)
 
 
-@compiled()
+@helper
 def block_sums(x, dy, plan, kept, outer, cell, b, mean, low, scale, weight, inside, dweight, dbias):
     """Sum g and g * d over block b of a cell (dy and dy * d, where the weight is the same for the whole cell)."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -97,7 +97,7 @@ def block_sums(x, dy, plan, kept, outer, cell, b, mean, low, scale, weight, insi
     return s, q
 
 
-@compiled()
+@helper
 def block_gradient(x, dx, dy, plan, kept, outer, cell, b, mean, low, scale, s, q, n, weight, inside, through, center):
     """dx of block b of a cell; `through` tells whether the moments depend on x."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -120,7 +120,7 @@ def block_gradient(x, dx, dy, plan, kept, outer, cell, b, mean, low, scale, s, q
             gradient_run(here, there, given, mean, low, weight[a], level, scale, slope)
 
 
-@compiled()
+@entry()
 def tasks(
     stage, t0, t1, x, dx, dy, plan, kept, outer, part, state, totals, weight, dweight, dbias, eps, center, inside, through
 ):

@@ -2,8 +2,10 @@
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
+
+from keepnorm.kernels.cache import exact
 
 # Numba has no half types on the CPU, so that such arrays come as records of their raw bits, told apart by the field name.
 FLOAT16 = np.dtype([("float16", np.uint16)])
@@ -82,7 +84,7 @@ def _float_to_bits(typing, value):
     return types.uint32(types.float32), generate
 
 
-@njit(error_model="numpy")
+@exact
 def _to_bfloat(value):
     """Round a float32 to the nearest bfloat16, ties to even; a NaN stays one."""
     bits = _float_to_bits(value)
@@ -180,7 +182,7 @@ def _store(y, i, value):
     return double
 
 
-@njit(error_model="numpy")
+@exact
 def offset(table, position, column):
     """The offset of one position of the axes of a table, the last axis counting fastest."""
     total = 0
@@ -195,7 +197,7 @@ def offset(table, position, column):
     return total
 
 
-@njit(error_model="numpy")
+@exact
 def block_bounds(plan, b):
     """The outer positions and the steps of the inner axis that block b covers; plan.Plan.block is its twin."""
     if plan[PIECES] == 1:
@@ -207,7 +209,7 @@ def block_bounds(plan, b):
     return position, position + 1, start, min(start + step, plan[INNER])
 
 
-@njit(error_model="numpy")
+@exact
 def set_state(part, k, n, shift, s, q):
     """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2; say whether K was an outlier."""
     part[N, k] = n
@@ -223,7 +225,7 @@ def set_state(part, k, n, shift, s, q):
     return q > OUTLIER * part[M2, k] and np.isfinite(q)
 
 
-@njit(error_model="numpy")
+@exact
 def merge_state(a, b, k):
     """Merge cell k of state b into state a: the formula of moments.py, for scalars."""
     n2 = b[N, k]
@@ -243,7 +245,7 @@ def merge_state(a, b, k):
     a[N, k] = n
 
 
-@njit(error_model="numpy")
+@exact
 def merge_blocks(part, first, blocks, width):
     """Merge `blocks` states from `first` on, for `width` cells, into the first: a tree in a fixed order."""
     step = 1
@@ -254,7 +256,7 @@ def merge_blocks(part, first, blocks, width):
         step *= 2
 
 
-@njit(error_model="numpy")
+@exact
 def copy_states(part, state, cell, cells):
     """Write the states of neighbouring cells to their places. (A loop: assigning a slice compiles for two seconds.)"""
     for row in range(4):
@@ -262,7 +264,7 @@ def copy_states(part, state, cell, cells):
             state[row, cell + k] = part[row, k]
 
 
-@njit(error_model="numpy")
+@exact
 def center_and_scale(state, cell, eps, center):
     """The mean of a cell as two floats, and 1 / sqrt(var + eps); without centring, 0 and 1 / sqrt(mean(x^2) + eps)."""
     n = state[N, cell]

@@ -1,0 +1,312 @@
+"""Every use of numba.cuda: what a kernel asks of the device, each with a variant for Numba's simulator.
+
+A pointer is an address that fills 16 bytes evenly, and an index into it counts values: an index that the vector's length
+divides is a load of whole vectors. In the simulator a pointer is a `Memory`, and values of half types are their raw bits
+there as here, so that the same code widens and narrows them.
+"""
+
+import os
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+
+def _restore_row_stack() -> None:
+    """Give NumPy 2.5 and later the alias that numba-cuda 0.30 registers an overload for; it was removed from NumPy."""
+    if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 5) and not hasattr(np, "row_stack"):
+        np.row_stack = np.vstack  # type: ignore[attr-defined]
+
+
+_restore_row_stack()
+
+from numba import cuda  # noqa: E402
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+# Bytes that one load or store moves at most, and values that a thread keeps in registers at most.
+VECTOR_BYTES = 16
+MOST_WIDE = 8
+
+# The raw type of the values of each dtype: half types come as their bits.
+RAW = {
+    "float16": "uint16",
+    "bfloat16": "uint16",
+    "bool": "uint8",
+    **{name: name for name in ("float32", "float64")},
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+class Memory:
+    """Device memory in the simulator: values by index, unknown to Numba, which would copy an array."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+
+def itemsize(name: str) -> int:
+    """Bytes of one value of a dtype."""
+    return np.dtype(RAW[name]).itemsize
+
+
+def vector(*names: str) -> int:
+    """How many neighbouring values a thread reads at once, of the widest of these dtypes."""
+    return min(MOST_WIDE, VECTOR_BYTES // max(itemsize(name) for name in names))
+
+
+if SIMULATED:
+    from numba.cuda.simulator.kernel import _get_kernel_context as _context
+
+    def inlined(function):
+        """A function that runs on the device."""
+        return function
+
+    def thread():
+        """The index of this thread in its block."""
+        return _context().threadIdx.x
+
+    def block():
+        """The index of this block."""
+        return _context().blockIdx.x
+
+    def sync():
+        """Wait for all threads of the block."""
+        _context().syncthreads()
+
+    def fence():
+        """What this thread wrote is seen by the whole device before what it writes next."""
+
+    def add_one(counters, i):
+        """Add 1 to a counter and give what it was."""
+        return _context().atomic.add(counters.values, i, 1)
+
+    @cache
+    def shared(size):
+        """A maker of an array of `size` float64 that a block shares."""
+
+        def make():
+            return _context().shared.array(size, np.float64)
+
+        return make
+
+    @cache
+    def private(size):
+        """A maker of an array of `size` float64 that a thread keeps in registers."""
+
+        def make():
+            return np.zeros(size)
+
+        return make
+
+    def exchange(value, mask, room):
+        """The value of the thread whose index differs in the bit `mask`, inside a warp."""
+        t = thread()
+        sync()
+        room[t] = value
+        sync()
+        other = room[t ^ mask]
+        sync()
+        return other
+
+    @cache
+    def load(name, wide):
+        """A reader of one value (a tuple of `wide` values, from an index that `wide` divides) of a dtype."""
+
+        def one(pointer, i):
+            return pointer.values[i]
+
+        def several(pointer, i):
+            assert i % wide == 0, f"index {i} is out of step with vectors of {wide}"
+            return tuple(pointer.values[i : i + wide])
+
+        return one if wide == 1 else several
+
+    @cache
+    def store(name, wide):
+        """A writer of one value, or of a tuple of `wide` values, of a dtype."""
+
+        def one(pointer, i, value):
+            pointer.values[i] = value
+
+        def several(pointer, i, values):
+            assert i % wide == 0, f"index {i} is out of step with vectors of {wide}"
+            pointer.values[i : i + wide] = values
+
+        return one if wide == 1 else several
+
+    def load_fresh(pointer, i):
+        """A float64 that another block may have written in this launch."""
+        return pointer.values[i]
+
+    def half_to_float(bits):
+        """The float32 of a float16's bits."""
+        return np.uint16(bits).view(np.float16).astype(np.float32)
+
+    def float_to_half(value):
+        """The bits of the float16 nearest to a float32."""
+        return np.float32(value).astype(np.float16).view(np.uint16)
+
+    def bits_to_float(bits):
+        """The float32 of its bits."""
+        return np.uint32(bits).view(np.float32)
+
+    def float_to_bits(value):
+        """The bits of a float32."""
+        return np.float32(value).view(np.uint32)
+
+    def present(pointer):
+        """Whether an optional operand is there."""
+        return pointer is not None
+
+else:
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import intrinsic
+
+    def inlined(function):
+        """A function that runs on the device, always inlined: its arrays then live in registers."""
+        return cuda.jit(device=True, forceinline=True)(function)
+
+    @inlined
+    def thread():
+        """The index of this thread in its block."""
+        return np.int64(cuda.threadIdx.x)
+
+    @inlined
+    def block():
+        """The index of this block."""
+        return np.int64(cuda.blockIdx.x)
+
+    @inlined
+    def sync():
+        """Wait for all threads of the block."""
+        cuda.syncthreads()
+
+    @inlined
+    def fence():
+        """What this thread wrote is seen by the whole device before what it writes next."""
+        cuda.threadfence()
+
+    @cache
+    def shared(size):
+        """A maker of an array of `size` float64 that a block shares."""
+
+        @inlined
+        def make():
+            return cuda.shared.array(size, types.float64)
+
+        return make
+
+    @cache
+    def private(size):
+        """A maker of an array of `size` float64 that a thread keeps in registers."""
+
+        @inlined
+        def make():
+            return cuda.local.array(size, types.float64)
+
+        return make
+
+    @inlined
+    def exchange(value, mask, room):
+        """The value of the thread whose index differs in the bit `mask`, inside a warp."""
+        return cuda.shfl_xor_sync(0xFFFFFFFF, value, mask)
+
+    def _global_pointer(builder, address, index, element, kind):
+        """A pointer into global memory, of vectors or of values, to the value at an index."""
+        first = builder.inttoptr(address, ir.PointerType(element, addrspace=1))
+        return builder.bitcast(builder.gep(first, [index]), ir.PointerType(kind, addrspace=1))
+
+    @cache
+    def load(name, wide):
+        """A reader of one value (a tuple of `wide` values, from an index that `wide` divides) of a dtype."""
+        raw = getattr(types, RAW[name])
+        result = raw if wide == 1 else types.UniTuple(raw, wide)
+
+        @intrinsic
+        def read(typing, address, index):
+            def generate(context, builder, signature, arguments):
+                element = context.get_value_type(raw)
+                kind = element if wide == 1 else ir.VectorType(element, wide)
+                pointer = _global_pointer(builder, *arguments, element, kind)
+                value = builder.load(pointer, align=itemsize(name) * wide)
+                if wide == 1:
+                    return value
+                parts = [builder.extract_element(value, ir.Constant(ir.IntType(32), j)) for j in range(wide)]
+                return context.make_tuple(builder, result, parts)
+
+            return result(types.int64, types.int64), generate
+
+        return read
+
+    @cache
+    def store(name, wide):
+        """A writer of one value, or of a tuple of `wide` values, of a dtype."""
+        raw = getattr(types, RAW[name])
+        given = raw if wide == 1 else types.UniTuple(raw, wide)
+
+        @intrinsic
+        def write(typing, address, index, value):
+            def generate(context, builder, signature, arguments):
+                element = context.get_value_type(raw)
+                kind = element if wide == 1 else ir.VectorType(element, wide)
+                pointer = _global_pointer(builder, *arguments[:2], element, kind)
+                whole = arguments[2]
+                if wide > 1:
+                    whole = ir.Constant(kind, ir.Undefined)
+                    for j in range(wide):
+                        part = builder.extract_value(arguments[2], j)
+                        whole = builder.insert_element(whole, part, ir.Constant(ir.IntType(32), j))
+                builder.store(whole, pointer, align=itemsize(name) * wide)
+                return context.get_dummy_value()
+
+            return types.void(types.int64, types.int64, given), generate
+
+        return write
+
+    @intrinsic
+    def load_fresh(typing, address, index):
+        """A float64 that another block may have written in this launch: never from a cache of this multiprocessor."""
+
+        def generate(context, builder, signature, arguments):
+            value = builder.load(_global_pointer(builder, *arguments, ir.DoubleType(), ir.DoubleType()), align=8)
+            value.volatile = True
+            return value
+
+        return types.float64(types.int64, types.int64), generate
+
+    @intrinsic
+    def add_one(typing, counters, i):
+        """Add 1 to a counter and give what it was."""
+
+        def generate(context, builder, signature, arguments):
+            pointer = _global_pointer(builder, *arguments, ir.IntType(32), ir.IntType(32))
+            return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(32), 1), "monotonic")
+
+        return types.int32(types.int64, types.int64), generate
+
+    def _cast(result, given, generate):
+        @intrinsic
+        def cast(typing, value):
+            return result(given), lambda context, builder, signature, arguments: generate(builder, arguments[0])
+
+        return cast
+
+    half_to_float = _cast(
+        types.float32, types.uint16, lambda builder, bits: builder.fpext(builder.bitcast(bits, ir.HalfType()), ir.FloatType())
+    )
+    float_to_half = _cast(
+        types.uint16,
+        types.float32,
+        lambda builder, value: builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16)),
+    )
+    bits_to_float = _cast(types.float32, types.uint32, lambda builder, bits: builder.bitcast(bits, ir.FloatType()))
+    float_to_bits = _cast(types.uint32, types.float32, lambda builder, value: builder.bitcast(value, ir.IntType(32)))
+
+    @inlined
+    def present(pointer):
+        """Whether an optional operand is there."""
+        return pointer != 0
