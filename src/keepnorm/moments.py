@@ -275,7 +275,9 @@ class Moments:
         if self.export is not None:
             return self.export(values, self.dtype)
         xp = array_namespace(values)
-        return xp.astype(xp.asarray(values), getattr(xp, self.dtype))
+        if isinstance(values, float):  # NumPy's arithmetic turns an array without axes into a scalar
+            values = xp.asarray(values)
+        return xp.astype(values, getattr(xp, self.dtype))
 
 
 class Accumulator:

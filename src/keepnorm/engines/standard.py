@@ -113,7 +113,7 @@ def _open(x: Array, axes: Axes, where: Array | None) -> tuple[Array, Array | Non
     """x in the widest dtype and in `axes.shape`, the mask likewise, and their namespace."""
     xp = array_namespace(x)
     if where is not None:
-        where = _shaped(xp.broadcast_to(xp.asarray(where), axes.source), axes.shape, xp)
+        where = _shaped(xp.broadcast_to(where, axes.source), axes.shape, xp)
     return _shaped(_widen(x, xp), axes.shape, xp), where, xp
 
 
@@ -216,7 +216,7 @@ def _spread(
         if not center:
             var = var + (moments.shift + moments.delta) ** 2
         parts = (moments.shift, moments.delta, var)
-        shift, delta, var = (_cells(xp.asarray(part, dtype=wide.dtype), axes, xp) for part in parts)
+        shift, delta, var = (_cells(_own(part, wide, xp), axes, xp) for part in parts)
         return shift, delta, var
     if center:
         state = _measure(wide, mask, axes, xp)
@@ -233,6 +233,13 @@ def _divide_state(moments: Moments, xp: Any) -> Array:
     return _divide(moments.m2, moments.count, xp)
 
 
+def _own(values: Array, wide: Array, xp: Any) -> Array:
+    """Values of the library of `wide`, or NumPy's (a state, a parameter), as its library's array of its dtype."""
+    if type(values).__module__ == "numpy" and type(wide).__module__ != "numpy":
+        return xp.asarray(values, dtype=wide.dtype, device=_device(wide))
+    return xp.astype(values, wide.dtype)
+
+
 def _cells(values: Array, axes: Axes, xp: Any) -> Array:
     """An array of the kept shape, with a 1 for each reduced axis."""
     return xp.reshape(values, axes.broadcast_shape)
@@ -240,7 +247,7 @@ def _cells(values: Array, axes: Axes, xp: Any) -> Array:
 
 def _parameter(values: Array, wide: Array, axes: Axes, xp: Any) -> Array:
     """A weight or a bias in the widest dtype, with a 1 for each axis that is not affine."""
-    return xp.reshape(xp.astype(xp.asarray(values), wide.dtype), axes.affine_broadcast_shape)
+    return xp.reshape(_own(values, wide, xp), axes.affine_broadcast_shape)
 
 
 def _scale(hat: Array, weight: Array | None, bias: Array | None, axes: Axes, xp: Any) -> Array:
