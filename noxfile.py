@@ -10,7 +10,7 @@ nox.options.reuse_venv = "yes"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = "conformance/constraints.txt"
-PEERS = ("torch", "keras_tensorflow", "keras_jax", "keras_torch", "flax", "onnx", "numpy", "tensorflow")
+PEERS = ("torch", "keras_tensorflow", "keras_jax", "keras_torch", "flax", "flax_nnx", "onnx", "numpy", "tensorflow")
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -72,7 +72,8 @@ def conformance(session: nox.Session, peer: str) -> None:
     install(session, "test", peer)
     session.run("python", "-m", "pytest", "conformance", f"--peer={peer}", *session.posargs)
     # The code that `explain` prints for this peer runs, and gives our numbers.
-    session.run("python", "-m", "pytest", "tests/test_explain.py", "-k", "spelling")
+    backend = {"KERAS_BACKEND": peer.removeprefix("keras_")} if peer.startswith("keras_") else {}
+    session.run("python", "-m", "pytest", "tests/test_explain.py", "-k", "spelling", env=backend)
 
 
 @nox.session

@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import re
+import tomllib
 import types
 from pathlib import Path
 
@@ -171,6 +172,24 @@ def test_the_readme_has_the_two_commands():
     for command in ('python -m pip install ".[demo]" && keepnorm demo', "python -m pip install nox && python -m nox"):
         assert f"\n{command}\n" in readme
     assert "-m nox" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_peer_has_a_session_and_a_group():
+    from conformance.peers import PEERS
+
+    sessions = re.search(r"PEERS = (\(.*?\))", (ROOT / "noxfile.py").read_text(), re.DOTALL)
+    assert set(ast.literal_eval(sessions[1])) == set(PEERS)
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert set(PEERS) <= set(groups)
+
+
+def test_pytorch_is_pinned_wherever_it_is_named():
+    """An unpinned one brings gigabytes of CUDA packages."""
+    pins = (ROOT / "conformance" / "constraints.txt").read_text().split("\n")
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    named = [package for group in groups.values() for package in group if str(package).startswith("torch")]
+    assert named
+    assert set(named) <= set(pins)
 
 
 def test_every_nox_session_says_what_it_does():
