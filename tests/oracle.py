@@ -128,7 +128,10 @@ def normalize_exact(x, keep, eps=1e-5):
 
 
 def gradients(x, dy, keep, weight=None, *, affine=None, eps=1e-5, center=True, where=None, given=None):
-    """dx, dweight and dbias in float64, each reduced sum correctly rounded; `given` are the Cells of given moments."""
+    """dx, dweight and dbias in float64, each reduced sum correctly rounded; `given` are the Cells of given moments.
+
+    The last is the size of the terms of dx, which cancel where a cell has one value.
+    """
     cells = moments(x, keep, where) if given is None else given
     axes = kept_axes(keep if affine is None else affine, x.ndim)
     deviation = np.sqrt((cells.var if center else cells.square) + eps)
@@ -144,7 +147,8 @@ def gradients(x, dy, keep, weight=None, *, affine=None, eps=1e-5, center=True, w
             back = back + sums(dhat, keep)
         count = np.where(cells.count > 0, cells.count, 1)
         dx = dx - np.where(seen, back / count, 0) / deviation
-    return dx, sums(dy * hat, axes).squeeze(_others(axes, x.ndim)), sums(dy, axes).squeeze(_others(axes, x.ndim))
+    terms = np.abs(dhat) / deviation
+    return dx, sums(dy * hat, axes).squeeze(_others(axes, x.ndim)), sums(dy, axes).squeeze(_others(axes, x.ndim)), terms
 
 
 def sums(values, keep):

@@ -63,9 +63,9 @@ def assert_output(got, reference, count, what="", size=None):
     assert_within(got, reference, OUTPUT_ULPS * ulp(scale, got.dtype) + 4 * state(count) * scale, what)
 
 
-def assert_gradient(got, reference, largest, count, what=""):
-    """A gradient against the float64 one; `largest` is the largest gradient of the cell."""
-    limit = GRADIENT_ULPS * ulp(largest, got.dtype) + 4 * state(count) * largest
+def assert_gradient(got, reference, largest, count, what="", terms=None):
+    """A gradient against the float64 one; `largest` is the largest of the cell, `terms` what it is the difference of."""
+    limit = GRADIENT_ULPS * ulp(largest, got.dtype) + 4 * state(count) * (largest if terms is None else terms)
     assert_within(got, reference, limit, what)
 
 
