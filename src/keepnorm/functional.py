@@ -6,6 +6,8 @@ The named norms, which are these functions with other words for the axes, are in
 from collections.abc import Callable
 from typing import Any
 
+from array_api_compat import array_namespace
+
 from keepnorm import roles, validate
 from keepnorm.axes import Axes, Keep
 from keepnorm.dispatch import in_graph, outside_graph
@@ -63,10 +65,8 @@ def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, *
         return outside_graph(moments)(x, keep, where=where, **sizes)
     call = validate.call(roles.general, x, (keep, None), sizes, "keep")
     if call.axes is None:
-        labels = call.engine.Labels(x)
-        return labels.moments(
-            moments(labels.values, labels.positions(keep), where=labels.mask(where), **sizes)
-        )
+        labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
+        return labels.moments(moments(labels.values, labels.words[0], where=labels.mask(where), **sizes))
     return call.engine.moments(x, call.axes, validate.mask(where, call))
 
 
@@ -112,11 +112,10 @@ def affine(
     if scale is None:
         raise TypeError("scale must be an array of the kept shape; got None")
     if call.axes is None:
-        labels = call.engine.Labels(x)
-        arrays = (labels.parameter(a, keep) for a in (scale, shift))
-        return labels.wrap(
-            affine(labels.values, *arrays, keep=labels.positions(keep), out=labels.output(out), **sizes), out
-        )
+        labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
+        arrays = (labels.parameter(scale, "scale"), labels.parameter(shift, "shift"))
+        y = affine(labels.values, *arrays, keep=labels.words[0], out=labels.output(out), **sizes)
+        return labels.wrap(y, out)
     scale, shift = validate.parameter(scale, "scale", call), validate.parameter(shift, "shift", call)
     return call.engine.affine(x, scale, shift, call.axes, validate.output(out, call))
 
@@ -246,21 +245,21 @@ def normalize_vjp(
     eps, center = validate.epsilon(eps), validate.flag(center, "center")
     call = validate.call(roles.general, x, (keep, affine), sizes, "keep")
     if call.axes is None:
-        labels = call.engine.Labels(x)
-        lives_on = keep if affine is None else affine
+        labels = call.engine.Labels(x, roles.general, (keep, affine), sizes)
         y, vjp = normalize_vjp(
             labels.values,
-            labels.positions(keep),
-            labels.parameter(weight, lives_on),
-            labels.parameter(bias, lives_on),
-            affine=labels.positions(affine),
+            labels.words[0],
+            labels.parameter(weight, "weight"),
+            labels.parameter(bias, "bias"),
+            affine=labels.words[1],
             eps=eps,
             center=center,
             moments=labels.state(moments),
             where=labels.mask(where),
             **sizes,
         )
-        return labels.wrap(y), labels.vjp(vjp)
+        return labels.wrap(y), labels.vjp(vjp, weight, bias)
+    asked_for = (weight, bias)
     weight, bias = validate.parameter(weight, "weight", call), validate.parameter(bias, "bias", call)
     moments, where = validate.given(moments, call), validate.mask(where, call)
     if moments is None:
@@ -268,9 +267,17 @@ def normalize_vjp(
     y, vjp = call.engine.normalize_vjp(x, call.axes, weight, bias, eps, center, moments, where)
 
     def checked(dy: Array) -> Gradients:
-        return vjp(validate.cotangent(dy, call))
+        gradients = vjp(validate.cotangent(dy, call))
+        # A parameter of grouped axes may have come in the shape of x's own axis: its gradient goes back in that shape.
+        return Gradients(gradients.x, *map(_in_shape_of, gradients[1:], asked_for))
 
     return y, checked
+
+
+def _in_shape_of(gradient: Array | None, parameter: Array | None) -> Array | None:
+    if gradient is None or parameter is None or gradient.shape == parameter.shape:
+        return gradient
+    return array_namespace(gradient).reshape(gradient, tuple(parameter.shape))
 
 
 def normalize_roles(
@@ -294,14 +301,13 @@ def normalize_roles(
         )
     call = validate.call(build, x, words, sizes, takes)
     if call.axes is None:
-        labels = call.engine.Labels(x)
-        lives_on = labels.affine(build, words)
+        labels = call.engine.Labels(x, build, words, sizes)
         y = normalize_roles(
             build,
             labels.values,
-            tuple(labels.positions(word) for word in words),
-            labels.parameter(weight, lives_on),
-            labels.parameter(bias, lives_on),
+            labels.words,
+            labels.parameter(weight, "weight"),
+            labels.parameter(bias, "bias"),
             eps,
             center,
             labels.state(moments),

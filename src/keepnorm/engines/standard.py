@@ -212,7 +212,7 @@ def _spread(
 ) -> tuple[Array, Array, Array]:
     """The mean in two parts, and what is under the root: the variance, or without `center` the mean square."""
     if moments is not None:
-        var = moments.m2 if moments.count is None else _divide_state(moments, array_namespace(moments.m2))
+        var = variance(moments)
         if not center:
             var = var + (moments.shift + moments.delta) ** 2
         parts = (moments.shift, moments.delta, var)
@@ -229,8 +229,11 @@ def _spread(
     return none, none, _divide(_sum(square, axes.reduce, xp), count, xp)
 
 
-def _divide_state(moments: Moments, xp: Any) -> Array:
-    return _divide(moments.m2, moments.count, xp)
+def variance(state: Moments) -> Array:
+    """The population variance of a state, in its own precision."""
+    if state.count is None:
+        return state.m2
+    return _divide(state.m2, state.count, array_namespace(state.m2))
 
 
 def _own(values: Array, wide: Array, xp: Any) -> Array:
