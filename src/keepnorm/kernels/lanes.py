@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.cache import entry, helper
+from keepnorm.kernels.cache import entry, exact, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -30,6 +30,7 @@ from keepnorm.kernels.scalars import (
     center_and_scale,
     copy_states,
     difference,
+    is_narrow,
     is_wide,
     merge_blocks,
     offset,
@@ -77,14 +78,14 @@ def add_rows(x, first, step, shift, s, q):
         q[i] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
 
 
-@helper
+@exact
 def scale_row(x, y, mean, scale, shift):
     """Normalise one row, each lane with its own mean, scale and shift."""
     for i in range(x.size):
         store(y, i, (difference(x[i], 0.0) - mean[i]) * scale[i] + shift[i])
 
 
-@helper
+@exact
 def scale_rows(x, y, first, step, y_first, y_step, mean, scale, shift):
     """Normalise four rows at once: the parameters of a lane are loaded once for all four."""
     n = mean.size
@@ -173,11 +174,11 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
 
 
 @helper
-def set_lanes(plan, cell, cells, state, eps, center, lanes):
+def set_lanes(plan, cell, cells, state, eps, center, narrow, lanes):
     """Spread the mean and the scale of `cells` cells over their lanes."""
     short = plan[LANE_REDUCED]
     for k in range(cells):
-        mean, low, scale = center_and_scale(state, cell + k, eps, center)
+        mean, low, scale = center_and_scale(state, cell + k, eps, center, narrow)
         for f in range(plan[FOLD]):
             lane = (f * cells + k) * short
             lanes[MEAN, lane : lane + short] = mean
@@ -185,7 +186,7 @@ def set_lanes(plan, cell, cells, state, eps, center, lanes):
             lanes[RSTD, lane : lane + short] = scale
 
 
-@helper
+@exact
 def set_affine(plan, a, cells, weight, bias, lanes):
     """Join the scale of every lane with its weight and bias, from affine index `a` on."""
     short = plan[LANE_REDUCED]
@@ -286,7 +287,7 @@ def tasks(
             copy_states(part[t * blocks], state, cell, cells)
         elif stage == 2:
             if group != before:
-                set_lanes(plan, cell, cells, state, eps, center, lanes)
+                set_lanes(plan, cell, cells, state, eps, center, is_narrow(y), lanes)
                 before = group
             apply(x, y, plan, outer, x_start, y_start, a, cells, t - group * blocks, weight, bias, lanes)
         else:
@@ -295,6 +296,6 @@ def tasks(
             merge_blocks(own, 0, blocks, cells)
             copy_states(own[0], state, cell, cells)
             if stage == 4:
-                set_lanes(plan, cell, cells, state, eps, center, lanes)
+                set_lanes(plan, cell, cells, state, eps, center, is_narrow(y), lanes)
                 for b in range(blocks):
                     apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)

@@ -156,7 +156,7 @@ def set_lanes(plan, state, cell, cells, eps, center, lanes):
     """Spread the mean and the scale of neighbouring cells over their lanes, and clear the sums."""
     short = plan[LANE_REDUCED]
     for k in range(cells):
-        mean, low, scale = center_and_scale(state, cell + k, eps, center)
+        mean, low, scale = center_and_scale(state, cell + k, eps, center, False)
         for f in range(plan[FOLD]):
             for lane in range((f * cells + k) * short, (f * cells + k + 1) * short):
                 lanes[MEAN, lane] = mean

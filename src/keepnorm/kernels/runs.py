@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.cache import entry, helper
+from keepnorm.kernels.cache import entry, exact, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -21,6 +21,7 @@ from keepnorm.kernels.scalars import (
     center_and_scale,
     copy_states,
     difference,
+    is_narrow,
     is_wide,
     merge_blocks,
     offset,
@@ -41,14 +42,21 @@ def sums(x, shift):
     return s, q
 
 
-@helper
+@exact
 def scale_run(x, y, mean, scale, shift):
     """Normalise a contiguous run with one scale and one shift; subtracting first keeps the digits of x - mean."""
     for i in range(x.size):
         store(y, i, (difference(x[i], 0.0) - mean) * scale + shift)
 
 
-@helper
+@exact
+def scale_strided(x, x0, x_step, y, y0, y_step, n, mean, scale, shift):
+    """The same for a run with steps."""
+    for i in range(n):
+        store(y, y0 + i * y_step, (difference(x[x0 + i * x_step], 0.0) - mean) * scale + shift)
+
+
+@exact
 def scale_run_affine(x, y, mean, low, scale, weight, bias):
     """Normalise a contiguous run whose values each have their own weight and bias."""
     for i in range(x.size):
@@ -84,7 +92,7 @@ def block(x, plan, outer, start, b, part, buffer):
 @helper
 def apply(x, y, plan, kept, outer, cell, b, state, weight, bias, eps, center):
     """The affine step on block b of a cell."""
-    mean, low, scale = center_and_scale(state, offset(kept, cell, CELL), eps, center)
+    mean, low, scale = center_and_scale(state, offset(kept, cell, CELL), eps, center, is_narrow(y))
     p0, p1, i0, i1 = block_bounds(plan, b)
     n = i1 - i0
     x_start = plan[BASE_X] + offset(kept, cell, X)
@@ -96,17 +104,17 @@ def apply(x, y, plan, kept, outer, cell, b, state, weight, bias, eps, center):
         x0 = x_start + offset(outer, p, X) + i0 * x_step
         y0 = y_start + offset(outer, p, Y) + i0 * y_step
         a = affine_start + offset(outer, p, AFFINE)
-        if x_step == 1 and y_step == 1:
-            if plan[INNER_AFFINE]:
-                scale_run_affine(
-                    x[x0 : x0 + n], y[y0 : y0 + n], mean, low, scale, weight[a + i0 : a + i1], bias[a + i0 : a + i1]
-                )
-            else:
-                w = scale * weight[a]
-                scale_run(x[x0 : x0 + n], y[y0 : y0 + n], mean, w, bias[a] - low * w)
+        w = scale * weight[a]
+        contiguous = x_step == 1 and y_step == 1
+        if plan[INNER_AFFINE] == 0 and contiguous:
+            scale_run(x[x0 : x0 + n], y[y0 : y0 + n], mean, w, bias[a] - low * w)
+        elif plan[INNER_AFFINE] == 0:
+            scale_strided(x, x0, x_step, y, y0, y_step, n, mean, w, bias[a] - low * w)
+        elif contiguous:
+            scale_run_affine(x[x0 : x0 + n], y[y0 : y0 + n], mean, low, scale, weight[a + i0 : a + i1], bias[a + i0 : a + i1])
         else:
             for i in range(n):
-                j = a + (i0 + i) * plan[INNER_AFFINE]
+                j = a + i0 + i
                 store(y, y0 + i * y_step, ((difference(x[x0 + i * x_step], 0.0) - mean) - low) * scale * weight[j] + bias[j])
 
 

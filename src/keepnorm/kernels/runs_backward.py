@@ -140,7 +140,7 @@ def tasks(
             row = t
         for position in range(first, last):
             cell = offset(kept, position, CELL)
-            mean, low, scale = center_and_scale(state, cell, eps, center)
+            mean, low, scale = center_and_scale(state, cell, eps, center, False)
             b0 = t - position * blocks if stage == 0 or stage == 2 else 0
             b1 = b0 + 1 if stage == 0 or stage == 2 else blocks
             s = 0.0

@@ -264,12 +264,33 @@ def copy_states(part, state, cell, cells):
             state[row, cell + k] = part[row, k]
 
 
+def is_narrow(y):
+    """Whether y has fewer bits than the state, so that its bits can be the same for every order of summation."""
+
+
+@overload(is_narrow)
+def _is_narrow(y):
+    narrow = y.dtype is not types.float64
+    return lambda y: narrow
+
+
 @exact
-def center_and_scale(state, cell, eps, center):
-    """The mean of a cell as two floats, and 1 / sqrt(var + eps); without centring, 0 and 1 / sqrt(mean(x^2) + eps)."""
+def center_and_scale(state, cell, eps, center, narrow):
+    """The mean of a cell as two floats, and 1 / sqrt(var + eps); without centring, 0 and 1 / sqrt(mean(x^2) + eps).
+
+    For a narrow result both are rounded to 28 bits (the mean in units of the standard deviation): 2^-29 is a hundredth of
+    its last place, and the last bits of float64, which differ with the memory layout, are gone.
+    """
     n = state[N, cell]
     var = state[M2, cell] / n if n > 0.0 else np.nan
     mean = state[K, cell] + state[DELTA, cell]
-    if center:
-        return mean, (state[K, cell] - mean) + state[DELTA, cell], 1.0 / np.sqrt(var + eps)
-    return 0.0, 0.0, 1.0 / np.sqrt(var + mean * mean + eps)
+    low = (state[K, cell] - mean) + state[DELTA, cell]
+    scale = 1.0 / np.sqrt(var + eps) if center else 1.0 / np.sqrt(var + mean * mean + eps)
+    if narrow and var > 0.0:  # the mean of a constant stays exact, and so does its result
+        c = scale * 33554433.0  # 2^25 + 1: Veltkamp's split
+        if np.isfinite(c):
+            scale = c - (c - scale)
+            unit = 25165824.0 / scale  # 1.5 * 2^24: adding it drops the bits below 2^-28 of 1 / scale
+            mean = (mean + unit) - unit
+            low = 0.0
+    return (mean, low, scale) if center else (0.0, 0.0, scale)
