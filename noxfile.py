@@ -58,11 +58,10 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def cudasim(session: nox.Session) -> None:
     """The CUDA kernels in Numba's simulator: no GPU needed."""
-    files = sorted(map(str, Path("tests").glob("test_cuda*.py")))
-    if not files:
-        session.skip("there are no CUDA kernels yet: no tests/test_cuda*.py")
+    if not list(Path("tests/cuda").glob("test_*.py")):
+        session.skip("there are no CUDA kernels yet: no tests/cuda/test_*.py")
     install(session, "test", "cudasim")
-    pytest(session, *files, NUMBA_ENABLE_CUDASIM="1")
+    pytest(session, "tests/cuda", NUMBA_ENABLE_CUDASIM="1")
 
 
 @nox.session

@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "keepnorm"
 # A file imports from its own floor and from lower ones. A folder is on one floor; a new file must be put on one here.
 FLOORS = {
     0: ("axes", "gradients"),
-    1: ("plan", "moments", "precision"),
+    1: ("plan", "moments", "precision", "roles"),
     2: ("kernels",),
     3: ("dispatch", "engines"),
     4: (
@@ -37,7 +37,7 @@ FLOORS = {
         ),
         *("explain", "spellings", "plot"),
     ),
-    5: ("__init__", "__main__", "cli", "stats", "readers", "demo", "doctor"),
+    5: ("__init__", "__main__", "cli", "stats", "readers", "demo", "doctor", "conformance"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
