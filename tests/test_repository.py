@@ -26,7 +26,6 @@ FLOORS = {
             "functional",
             "norms",
             "validate",
-            "roles",
             "batchnorm",
             "running",
             "transfer",
