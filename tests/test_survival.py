@@ -1,0 +1,174 @@
+"""No process ever ends because of a thread, a fork or a threading layer, and the bits stay the same.
+
+Every scene plays in a process of its own: what it guards against kills the process.
+"""
+
+import os
+
+import pytest
+
+PRELUDE = """
+import hashlib, os, sys, threading, numpy as np, keepnorm as kn
+x = np.random.default_rng(1).standard_normal((8, 32, 40, 40)).astype(np.float32)
+w = np.linspace(0.5, 2, 32, dtype=np.float32)
+
+def bits():
+    digest = hashlib.sha256()
+    for a in (kn.normalize(x, 1, w), kn.normalize(x, 3), kn.normalize(x, (0, 1)), kn.moments(x, ()).m2, kn.moments(x, 0).m2):
+        digest.update(np.ascontiguousarray(a).tobytes())
+    y, vjp = kn.normalize_vjp(x, 1, w)
+    for a in vjp(x)[:2]:
+        digest.update(a.tobytes())
+    return digest.hexdigest()
+
+def same(reference, times=3):
+    for _ in range(times):
+        if bits() != reference:
+            raise SystemExit("other bits")
+
+def in_threads(work, n=8):
+    failed = []
+    def guarded():
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+    started = [threading.Thread(target=guarded) for _ in range(n)]
+    for thread in started: thread.start()
+    work()
+    for thread in started: thread.join()
+    if failed: raise failed[0]
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if status:
+        raise SystemExit(f"the child ended with {status}")
+"""
+
+SCENES = {
+    "eight threads at once": "in_threads(lambda: same(reference))",
+    "eight threads that ask for threads": """
+def asking():
+    with kn.threads(2):
+        same(reference)
+in_threads(asking)
+""",
+    "the first calls come from threads": None,
+    "a fork after use": "in_child(lambda: same(reference))",
+    "threads in a fork after use": "in_child(lambda: in_threads(lambda: same(reference)))",
+    "a fork in a fork": "in_child(lambda: in_child(lambda: same(reference)))",
+    "a fork that asks for threads": """
+def asking():
+    with kn.threads(2):
+        same(reference)
+in_child(asking)
+""",
+    "a fork from a thread": """
+forking = threading.Thread(target=lambda: in_child(lambda: same(reference)))
+forking.start()
+forking.join()
+same(reference)
+""",
+    "a fork while others compute": """
+stop = threading.Event()
+def work():
+    while not stop.is_set(): same(reference, 1)
+busy = [threading.Thread(target=work) for _ in range(3)]
+for thread in busy: thread.start()
+try:
+    for _ in range(3): in_child(lambda: same(reference, 1))
+finally:
+    stop.set()
+    for thread in busy: thread.join()
+same(reference)
+""",
+    "worker processes": """
+import multiprocessing
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    if set(pool.starmap(bits, [()] * 6)) != {reference}: raise SystemExit("other bits")
+same(reference)
+""",
+}
+FIRST_IN_THREADS = """
+answers = set()
+in_threads(lambda: answers.add(bits()))
+if len(answers) != 1: raise SystemExit("other bits")
+print(answers.pop())
+"""
+LAYERS = {"default": {}, "omp": {"NUMBA_THREADING_LAYER": "omp"}, "workqueue": {"NUMBA_THREADING_LAYER": "workqueue"}}
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def reference(run_python):
+    """The bits of a plain serial process."""
+    return run_python(PRELUDE + "print(bits())", env={"NUMBA_NUM_THREADS": "1"}).strip()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("scene", SCENES)
+def test_survives(run_python, reference, scene, layer):
+    play = SCENES[scene]
+    code = FIRST_IN_THREADS if play is None else f"reference = bits()\n{play}\nprint(reference)"
+    assert run_python(PRELUDE + code, env=LAYERS[layer]).strip() == reference
+
+
+def test_a_layer_that_does_not_exist_here(run_python, reference):
+    """A layer that cannot be loaded is no reason to fail: the serial kernels need none."""
+    assert run_python(PRELUDE + "print(bits())", env={"NUMBA_THREADING_LAYER": "tbb"}).strip() == reference
+
+
+def test_a_scene_can_fail(run_python):
+    """The prelude notices other bits and a child that dies: the tests above are able to fail."""
+    for code in ("same('nonsense')", "in_child(os.abort)", "in_threads(lambda: same('nonsense'))"):
+        with pytest.raises(AssertionError, match="exit 1"):
+            run_python(PRELUDE + code)
+
+
+class TestThreads:
+    def test_are_given_back(self, run_python):
+        run_python(
+            "import keepnorm as kn\n"
+            "from keepnorm.kernels.threads import available\n"
+            "before = available()\n"
+            "with kn.threads(1):\n"
+            "    assert available() == 1\n"
+            "    with kn.threads(2): assert available() == min(2, before)\n"
+            "    assert available() == 1\n"
+            "assert available() == before\n"
+            "try:\n"
+            "    with kn.threads(1): raise KeyError\n"
+            "except KeyError: pass\n"
+            "assert available() == before\n"
+        )
+
+    def test_belong_to_the_thread_that_asks(self, run_python):
+        run_python(
+            "import threading, keepnorm as kn\n"
+            "from keepnorm.kernels.threads import available\n"
+            "seen = []\n"
+            "with kn.threads(2):\n"
+            "    other = threading.Thread(target=lambda: seen.append(available()))\n"
+            "    other.start(); other.join()\n"
+            "assert seen == [1], seen\n"
+        )
+
+    def test_are_one_after_a_fork(self, run_python):
+        run_python(
+            "import os, numpy as np, keepnorm as kn\n"
+            "from keepnorm.kernels.threads import available\n"
+            "kn.normalize(np.ones((100, 1000), np.float32), 0)\n"
+            "child = os.fork()\n"
+            "if child == 0: os._exit(available() != 1)\n"
+            "raise SystemExit(os.waitpid(child, 0)[1] != 0)\n"
+        )
