@@ -249,7 +249,7 @@ def test_vjp_is_the_gradient_of_training_and_of_inference(rng, keep):
             given = oracle.Cells(np.ones(()), state[0], np.zeros(()), state[1], state[1])
         y, vjp = bn.vjp(x, training=training)
         got = vjp(dy)
-        exact = oracle.gradients(x, dy, keep, bn.weight, given=given)
+        exact = oracle.gradients(x, dy, keep, bn.weight, given=given)[:3]
         for name, ours, right in zip(("x", "weight", "bias"), got, exact, strict=True):
             assert_gradient(ours, right, np.abs(right).max(), x.size, f"{name}, training={training}")
         assert_output(y, oracle.normalize(x, keep, bn.weight, bn.bias, cells=given), x.size)
@@ -367,3 +367,46 @@ def test_bad_input_says_what_was_got(rng):
     with pytest.raises(ValueError, match=r"weight has shape \(3,\)"):
         bn(x, training=True)
     assert bn.state.updates == 0
+
+
+def test_torch_differentiates_through_and_remembers_without_history(rng):
+    torch = pytest.importorskip("torch")
+    x, dy, _ = batches(rng)
+    bn, twin = make(1), make(1)
+    bn.weight, bn.bias = torch.nn.Parameter(torch.full((4,), 2.0)), torch.nn.Parameter(torch.ones(4))
+    twin.weight, twin.bias = np.full(4, 2, "f4"), np.ones(4, "f4")
+    data = torch.from_numpy(x.copy()).requires_grad_()
+    bn(data, training=True).backward(torch.from_numpy(dy))
+    _, vjp = twin.vjp(x, training=True)
+    for ours, needed in zip((data, bn.weight, bn.bias), vjp(dy), strict=True):
+        assert_gradient(ours.grad.numpy(), needed.astype("f8"), np.abs(needed).max(), x.size)
+    assert not bn.state.mean.requires_grad
+    assert bn.to_dict()["mean"] == twin.to_dict()["mean"]
+    assert bn.fold()[0].tolist() == twin.fold()[0].tolist()
+
+
+def test_jax_traces_inference_and_refuses_to_remember_a_trace(rng):
+    jax = pytest.importorskip("jax")
+    x, *_ = batches(rng)
+    bn = make(1)
+    y = bn(jax.numpy.asarray(x), training=True)
+    assert isinstance(y, jax.Array)
+    before = bn.state
+    traced = jax.jit(lambda x: bn(x, training=False))(x)
+    needed = bn(x, training=False).astype("f8")
+    np.testing.assert_allclose(traced, needed, rtol=0, atol=8 * np.finfo("f4").eps * np.abs(needed).max())
+    for transform in (jax.jit, jax.grad):
+        with pytest.raises(TypeError, match=r"cannot be updated inside jax\.jit.*got .*Tracer"):
+            transform(lambda x: bn(x, training=True).sum())(jax.numpy.asarray(x))
+    assert bn.state is before
+
+
+def test_dask_stays_lazy(rng):
+    da = pytest.importorskip("dask.array")
+    x, *_ = batches(rng)
+    bn, twin = make(1), make(1)
+    y = bn(da.from_array(x, chunks=(2, 4, 3, 2)), training=True)
+    assert isinstance(y, da.Array)
+    assert isinstance(bn.state.mean, da.Array)
+    assert_output(np.asarray(y), twin(x, training=True).astype("f8"), x.size)
+    assert_within(np.asarray(bn.running.mean), twin.running.mean, ulp(twin.running.mean, "f4"))

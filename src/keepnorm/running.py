@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, is_lazy_array
 
 from keepnorm.moments import Moments
-from keepnorm.transfer import fixed, like
+from keepnorm.transfer import lasting, like
 
 Array = Any
 
@@ -86,8 +86,8 @@ def advance(old: Running, batch: Moments, rule: Rule, total: int | None = None) 
     if isinstance(batch.count, int) and batch.count == 0:
         return advance_empty(old, rule, batch.keep, batch.ndim)
     xp = array_namespace(batch.m2)
-    mean = fixed(batch.shift + batch.delta)
-    var = fixed(batch.m2) / _divisor(batch.count, rule.correction, mean, xp)
+    mean = lasting(batch.shift + batch.delta)
+    var = lasting(batch.m2) / _divisor(batch.count, rule.correction, mean, xp)
     old_mean, old_var = (xp.astype(like(values, mean), mean.dtype) for values in (old.mean, old.var))
     a: Any = 1.0 if rule.decay is None else rule.decay
     b: Any = 1.0 if rule.decay is None else 1.0 - rule.decay
@@ -115,7 +115,13 @@ def advance(old: Running, batch: Moments, rule: Rule, total: int | None = None) 
     var = stays * old_var + comes * var if rule.blend is None else rule.blend(stays, old_var, comes, var)
     dtype = getattr(xp, rule.dtype)
     return Running(
-        xp.astype(mean, dtype), xp.astype(var, dtype), gathered, old.updates + 1, fixed(batch.count), batch.keep, batch.ndim
+        xp.astype(mean, dtype),
+        xp.astype(var, dtype),
+        gathered,
+        old.updates + 1,
+        batch.count if isinstance(batch.count, int) else lasting(batch.count),
+        batch.keep,
+        batch.ndim,
     )
 
 

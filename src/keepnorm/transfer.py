@@ -1,5 +1,6 @@
 """Small arrays (parameters, running moments) between array libraries: to NumPy, or to where another array is."""
 
+import sys
 from typing import Any
 
 import array_api_compat as compat
@@ -38,6 +39,24 @@ def like(values: Array | None, x: Array) -> Array | None:
 def fixed(values: Array) -> Array:
     """`values` without their history, where the library keeps one for gradients."""
     return values.detach() if hasattr(values, "detach") else values
+
+
+def lasting(values: Array) -> Array:
+    """`values` as something to remember: without their history, and not of a trace that ends.
+
+    Raises
+    ------
+    TypeError
+        If they are traced by JAX.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(values, jax.core.Tracer):
+        raise TypeError(
+            "running moments cannot be updated inside jax.jit, jax.grad or jax.vmap, whose values end with the trace: call "
+            "bn(x, training=True) or bn.vjp(x, training=True) outside, or bn.update(keepnorm.moments(x, keep)) after it; "
+            f"got {type(values).__name__}"
+        )
+    return fixed(values)
 
 
 def _same(values: Array, x: Array) -> bool:
