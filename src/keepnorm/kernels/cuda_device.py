@@ -5,8 +5,10 @@ divides is a load of whole vectors. In the simulator a pointer is a `Memory`, an
 there as here, so that the same code widens and narrows them.
 """
 
+import ctypes
+import math
 import os
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,23 +85,7 @@ if SIMULATED:
         """Add 1 to a counter and give what it was."""
         return _context().atomic.add(counters.values, i, 1)
 
-    @cache
-    def shared(size):
-        """A maker of an array of `size` float64 that a block shares."""
-
-        def make():
-            return _context().shared.array(size, np.float64)
-
-        return make
-
-    @cache
-    def private(size):
-        """A maker of an array of `size` float64 that a thread keeps in registers."""
-
-        def make():
-            return np.zeros(size)
-
-        return make
+    float64 = np.float64
 
     def exchange(value, mask, room):
         """The value of the thread whose index differs in the bit `mask`, inside a warp."""
@@ -157,11 +143,23 @@ if SIMULATED:
         """The bits of a float32."""
         return np.float32(value).view(np.uint32)
 
+    root = np.sqrt
+
     def present(pointer):
         """Whether an optional operand is there."""
         return pointer is not None
 
+    def compiled(function, pointers):
+        """A kernel that can be launched."""
+        return cuda.jit(function)
+
+    def launch_on(kernel, blocks, threads, stream, arguments):
+        """Run a kernel in the simulator."""
+        kernel[blocks, threads](*arguments)
+
 else:
+    from cuda.core import LaunchConfig
+    from cuda.core import launch as _launch
     from llvmlite import ir
     from numba.cuda import types
     from numba.cuda.extending import intrinsic
@@ -190,25 +188,7 @@ else:
         """What this thread wrote is seen by the whole device before what it writes next."""
         cuda.threadfence()
 
-    @cache
-    def shared(size):
-        """A maker of an array of `size` float64 that a block shares."""
-
-        @inlined
-        def make():
-            return cuda.shared.array(size, types.float64)
-
-        return make
-
-    @cache
-    def private(size):
-        """A maker of an array of `size` float64 that a thread keeps in registers."""
-
-        @inlined
-        def make():
-            return cuda.local.array(size, types.float64)
-
-        return make
+    float64 = types.float64
 
     @inlined
     def exchange(value, mask, room):
@@ -272,9 +252,10 @@ else:
         """A float64 that another block may have written in this launch: never from a cache of this multiprocessor."""
 
         def generate(context, builder, signature, arguments):
-            value = builder.load(_global_pointer(builder, *arguments, ir.DoubleType(), ir.DoubleType()), align=8)
-            value.volatile = True
-            return value
+            function = ir.FunctionType(ir.DoubleType(), [ir.IntType(64)])
+            place = builder.add(arguments[0], builder.shl(arguments[1], ir.Constant(ir.IntType(64), 3)))
+            asm = ir.InlineAsm(function, "ld.global.cg.f64 $0, [$1];", "=d,l,~{memory}", side_effect=True)
+            return builder.call(asm, [place])
 
         return types.float64(types.int64, types.int64), generate
 
@@ -307,6 +288,43 @@ else:
     float_to_bits = _cast(types.uint32, types.float32, lambda builder, value: builder.bitcast(value, ir.IntType(32)))
 
     @inlined
+    def root(value):
+        """The square root of a float64."""
+        return math.sqrt(value)
+
+    @inlined
     def present(pointer):
         """Whether an optional operand is there."""
         return pointer != 0
+
+    def signature(pointers):
+        """The one signature of all kernels: pointers, n and eps, then the first group, their number and the mode."""
+        return types.void(*(types.int64,) * pointers, types.float64, types.float64, *(types.int64,) * 3)
+
+    class _Stream:
+        """A stream of the caller's, by its handle."""
+
+        def __init__(self, handle):
+            self.handle = handle
+
+        def __cuda_stream__(self):
+            return 0, self.handle
+
+    @cache
+    def _stream(handle):
+        return _Stream(handle)
+
+    @lru_cache(maxsize=4096)
+    def _configuration(blocks, threads):
+        return LaunchConfig(grid=blocks, block=threads)
+
+    def compiled(function, pointers):
+        """A kernel compiled and loaded for the current device."""
+        kernel = cuda.jit(signature(pointers))(function).overloads[signature(pointers).args]
+        kernel.bind()
+        return kernel._codelibrary.get_cufunc().kernel
+
+    def launch_on(kernel, blocks, threads, stream, arguments):
+        """Enqueue a kernel; the arguments are integers and floats already."""
+        numbers = (number if isinstance(number, int) else ctypes.c_double(number) for number in arguments)
+        _launch(_stream(stream), _configuration(blocks, threads), kernel, *numbers)

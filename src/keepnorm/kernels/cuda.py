@@ -1,0 +1,42 @@
+"""The CUDA kernels by name: made for the dtypes of a call, compiled for its device at the first call, launched on its stream.
+
+A kernel takes pointers as integers and two floats, with one explicit signature: nothing is typed at a launch.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from keepnorm.kernels import cuda_lanes, cuda_runs, cuda_spread
+from keepnorm.kernels.cuda_bodies import Types
+from keepnorm.kernels.cuda_common import POINTERS, Arguments
+from keepnorm.kernels.cuda_device import SIMULATED, compiled, launch_on
+from keepnorm.kernels.cuda_layout import Shape
+
+# A block of the simulator is as many Python threads; small ones meet the same branches.
+SHAPE = Shape(threads=8, warp=4, block=32, most=16, fan=2) if SIMULATED else Shape()
+
+POINTER_NAMES = Arguments._fields[:POINTERS]
+
+__all__ = ["POINTER_NAMES", "SHAPE", "SIMULATED", "Arguments", "Types", "function", "launch"]
+
+
+@cache
+def function(lanes: bool, reduction: str, step: str, types: Types, shape: Shape = SHAPE) -> Callable[..., None]:
+    """A kernel as a plain function: a reduction, an elementwise step, or one after the other."""
+    if reduction == "spread":
+        return cuda_spread.kernel(shape)
+    family = cuda_lanes if lanes else cuda_runs
+    return family.kernel(reduction, step, types, shape)
+
+
+@cache
+def _ready(lanes: bool, reduction: str, step: str, types: Types, device: int) -> Any:
+    return compiled(function(lanes, reduction, step, types), POINTERS)
+
+
+def launch(
+    lanes: bool, reduction: str, step: str, types: Types, tasks: int, arguments: Arguments, device: int, stream: int
+) -> None:
+    """Enqueue a kernel for `tasks` blocks on a stream of the current device."""
+    launch_on(_ready(lanes, reduction, step, types, device), tasks, SHAPE.threads, stream, arguments)

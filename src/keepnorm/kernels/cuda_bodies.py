@@ -1,0 +1,299 @@
+"""What a kernel does with each value it meets: the formulas, once, for every family, dtype and width.
+
+A thread has `wide` lanes. In registers, for each lane `j`:
+
+========  ================================================================================================
+c         what belongs to the cell: K or mean, then rstd, low * rstd, and two sums of the backward step
+r         what belongs to the affine parameters: weight, bias (or, with the roles swapped, mean, rstd, low * rstd)
+acc       the sums
+========  ================================================================================================
+
+``mean + low`` is the mean in two parts, so that ``hat = (x - mean) * rstd - low * rstd`` loses no digit to an offset.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from keepnorm.kernels.cuda_device import inlined, load, store
+from keepnorm.kernels.cuda_numbers import difference, narrow, widen
+
+
+class Types(NamedTuple):
+    """The dtypes that a kernel is compiled for, by name ('' for an operand that is not there), and its width."""
+
+    x: str
+    y: str = ""
+    z: str = ""
+    w: str = ""
+    wide: int = 1
+    masked: bool = False
+    bare: bool = False  # the sums of the backward step leave the weight out
+
+
+class Body(NamedTuple):
+    """One value (`one`), neighbouring values (`whole`) and several vectors a step apart (`several`, `unroll` of them)."""
+
+    one: Any
+    whole: Any
+    several: Any
+    unroll: int
+    sums: int
+    rows: str
+
+
+# How many sums each reduction has, and what its rows of parameters are.
+SUMS = {"moments": 2, "masked": 3, "grads": 2, "swapped": 2}
+ROWS = {"moments": "", "masked": "", "grads": "affine", "swapped": "swapped", "forward": "affine", "backward": "affine"}
+
+
+@cache
+def body(kind: str, t: Types) -> Body:
+    """The body of a kind: a reduction (moments, masked, grads, swapped) or an elementwise step (forward, backward)."""
+    if kind in SUMS:
+        term, both = _term(kind, t)
+        return _reduction(kind, t, term, both)
+    return _elementwise(kind, t, _value(kind, t))
+
+
+def _term(kind, t):
+    """What one value adds to the sums of its lane, and whether that takes dy too."""
+    wide = t.wide
+    if kind in ("moments", "masked"):
+        less = difference(t.x)
+
+        def add(value, _, j, c, r, acc):
+            d = less(value, c[j])
+            acc[j] += d
+            acc[wide + j] += d * d
+
+        return inlined(add), False
+    from_x, from_z = widen(t.x), widen(t.z)
+    if kind == "grads":
+
+        def add(value, dy, j, c, r, acc):
+            g = from_z(dy) * r[j]
+            hat = (from_x(value) - c[j]) * c[wide + j] - c[2 * wide + j]
+            acc[j] += g
+            acc[wide + j] += g * hat
+
+    else:
+
+        def add(value, dy, j, c, r, acc):
+            g = from_z(dy)
+            hat = (from_x(value) - r[j]) * r[wide + j] - r[2 * wide + j]
+            acc[j] += g
+            acc[wide + j] += g * hat
+
+    return inlined(add), True
+
+
+def _reduction(kind, t, term, both):
+    wide, masked = t.wide, kind == "masked"
+    one_x, all_x = load(t.x, 1), load(t.x, wide)
+    if masked:
+        one_mask = load("bool", 1)
+
+        def one(o, ix, iy, iz, im, j, g):
+            if one_mask(o.mask, im):
+                term(one_x(o.x, ix), 0, j, g.c, g.r, g.acc)
+                g.acc[2 * wide + j] += 1.0
+
+        one = inlined(one)
+        return Body(one, None, None, 1, 3, "")
+    if not both:
+
+        def one(o, ix, iy, iz, im, j, g):
+            term(one_x(o.x, ix), 0, j, g.c, g.r, g.acc)
+
+        def whole(o, ix, iy, iz, im, g):
+            values = all_x(o.x, ix)
+            for j in range(wide):
+                term(values[j], 0, j, g.c, g.r, g.acc)
+
+        def several(o, ix, iy, iz, sx, sy, sz, g):
+            values0 = all_x(o.x, ix)
+            values1 = all_x(o.x, ix + sx)
+            values2 = all_x(o.x, ix + 2 * sx)
+            values3 = all_x(o.x, ix + 3 * sx)
+            for j in range(wide):
+                term(values0[j], 0, j, g.c, g.r, g.acc)
+            for j in range(wide):
+                term(values1[j], 0, j, g.c, g.r, g.acc)
+            for j in range(wide):
+                term(values2[j], 0, j, g.c, g.r, g.acc)
+            for j in range(wide):
+                term(values3[j], 0, j, g.c, g.r, g.acc)
+
+        if wide == 1:
+
+            def several(o, ix, iy, iz, sx, sy, sz, g):
+                value0 = one_x(o.x, ix)
+                value1 = one_x(o.x, ix + sx)
+                value2 = one_x(o.x, ix + 2 * sx)
+                value3 = one_x(o.x, ix + 3 * sx)
+                term(value0, 0, 0, g.c, g.r, g.acc)
+                term(value1, 0, 0, g.c, g.r, g.acc)
+                term(value2, 0, 0, g.c, g.r, g.acc)
+                term(value3, 0, 0, g.c, g.r, g.acc)
+
+        one = inlined(one)
+        return Body(one, inlined(whole) if wide > 1 else None, inlined(several), 4, 2, ROWS[kind])
+    one_z, all_z = load(t.z, 1), load(t.z, wide)
+
+    def one(o, ix, iy, iz, im, j, g):
+        term(one_x(o.x, ix), one_z(o.z, iz), j, g.c, g.r, g.acc)
+
+    def whole(o, ix, iy, iz, im, g):
+        values = all_x(o.x, ix)
+        dys = all_z(o.z, iz)
+        for j in range(wide):
+            term(values[j], dys[j], j, g.c, g.r, g.acc)
+
+    def several(o, ix, iy, iz, sx, sy, sz, g):
+        values0 = all_x(o.x, ix)
+        dys0 = all_z(o.z, iz)
+        values1 = all_x(o.x, ix + sx)
+        dys1 = all_z(o.z, iz + sz)
+        for j in range(wide):
+            term(values0[j], dys0[j], j, g.c, g.r, g.acc)
+        for j in range(wide):
+            term(values1[j], dys1[j], j, g.c, g.r, g.acc)
+
+    if wide == 1:
+
+        def several(o, ix, iy, iz, sx, sy, sz, g):
+            value0 = one_x(o.x, ix)
+            dy0 = one_z(o.z, iz)
+            value1 = one_x(o.x, ix + sx)
+            dy1 = one_z(o.z, iz + sz)
+            term(value0, dy0, 0, g.c, g.r, g.acc)
+            term(value1, dy1, 0, g.c, g.r, g.acc)
+
+    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 2, ROWS[kind])
+
+
+def _value(kind, t):
+    """The result for one value."""
+    wide = t.wide
+    from_x, to_y = widen(t.x), narrow(t.y)
+    if kind == "forward":
+
+        def value(given, _, seen, j, c, r):
+            hat = (from_x(given) - c[j]) * c[wide + j] - c[2 * wide + j]
+            return to_y(hat * r[j] + r[wide + j])
+
+        return inlined(value)
+    from_z = widen(t.z)
+
+    def value(given, dy, seen, j, c, r):
+        hat = (from_x(given) - c[j]) * c[wide + j] - c[2 * wide + j]
+        share = c[3 * wide + j] + hat * c[4 * wide + j]
+        return to_y((from_z(dy) * r[j] - seen * share) * c[wide + j])
+
+    return inlined(value)
+
+
+def _elementwise(kind, t, value):
+    wide, masked = t.wide, t.masked
+    one_x, all_x, one_y, all_y = load(t.x, 1), load(t.x, wide), store(t.y, 1), store(t.y, wide)
+    rows = ROWS[kind]
+    pack = inlined(_tuple_of(wide, value))
+    if kind == "forward":
+
+        def one(o, ix, iy, iz, im, j, g):
+            one_y(o.y, iy, value(one_x(o.x, ix), 0, 1.0, j, g.c, g.r))
+
+        def whole(o, ix, iy, iz, im, g):
+            all_y(o.y, iy, pack(all_x(o.x, ix), _NOTHING, g))
+
+        def several(o, ix, iy, iz, sx, sy, sz, g):
+            values0 = all_x(o.x, ix)
+            values1 = all_x(o.x, ix + sx)
+            values2 = all_x(o.x, ix + 2 * sx)
+            values3 = all_x(o.x, ix + 3 * sx)
+            all_y(o.y, iy, pack(values0, _NOTHING, g))
+            all_y(o.y, iy + sy, pack(values1, _NOTHING, g))
+            all_y(o.y, iy + 2 * sy, pack(values2, _NOTHING, g))
+            all_y(o.y, iy + 3 * sy, pack(values3, _NOTHING, g))
+
+        if wide == 1:
+
+            def several(o, ix, iy, iz, sx, sy, sz, g):
+                value0 = one_x(o.x, ix)
+                value1 = one_x(o.x, ix + sx)
+                value2 = one_x(o.x, ix + 2 * sx)
+                value3 = one_x(o.x, ix + 3 * sx)
+                one_y(o.y, iy, value(value0, 0, 1.0, 0, g.c, g.r))
+                one_y(o.y, iy + sy, value(value1, 0, 1.0, 0, g.c, g.r))
+                one_y(o.y, iy + 2 * sy, value(value2, 0, 1.0, 0, g.c, g.r))
+                one_y(o.y, iy + 3 * sy, value(value3, 0, 1.0, 0, g.c, g.r))
+
+        return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 4, 0, rows)
+    one_z, all_z = load(t.z, 1), load(t.z, wide)
+    one_mask = load("bool", 1)
+    if masked:
+
+        def one(o, ix, iy, iz, im, j, g):
+            seen = 1.0 if one_mask(o.mask, im) else 0.0
+            one_y(o.y, iy, value(one_x(o.x, ix), one_z(o.z, iz), seen, j, g.c, g.r))
+
+        return Body(inlined(one), None, None, 1, 0, rows)
+
+    def one(o, ix, iy, iz, im, j, g):
+        one_y(o.y, iy, value(one_x(o.x, ix), one_z(o.z, iz), 1.0, j, g.c, g.r))
+
+    def whole(o, ix, iy, iz, im, g):
+        all_y(o.y, iy, pack(all_x(o.x, ix), all_z(o.z, iz), g))
+
+    def several(o, ix, iy, iz, sx, sy, sz, g):
+        values0 = all_x(o.x, ix)
+        dys0 = all_z(o.z, iz)
+        values1 = all_x(o.x, ix + sx)
+        dys1 = all_z(o.z, iz + sz)
+        all_y(o.y, iy, pack(values0, dys0, g))
+        all_y(o.y, iy + sy, pack(values1, dys1, g))
+
+    if wide == 1:
+
+        def several(o, ix, iy, iz, sx, sy, sz, g):
+            value0 = one_x(o.x, ix)
+            dy0 = one_z(o.z, iz)
+            value1 = one_x(o.x, ix + sx)
+            dy1 = one_z(o.z, iz + sz)
+            one_y(o.y, iy, value(value0, dy0, 1.0, 0, g.c, g.r))
+            one_y(o.y, iy + sy, value(value1, dy1, 1.0, 0, g.c, g.r))
+
+    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 0, rows)
+
+
+# Stands for the operand dy that a forward step does not have.
+_NOTHING = (0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def _tuple_of(wide, value):
+    """A maker of the tuple of `wide` results: written out, since the length of a tuple is a part of its type."""
+
+    def two(x, z, g):
+        return value(x[0], z[0], 1.0, 0, g.c, g.r), value(x[1], z[1], 1.0, 1, g.c, g.r)
+
+    def four(x, z, g):
+        return (
+            value(x[0], z[0], 1.0, 0, g.c, g.r),
+            value(x[1], z[1], 1.0, 1, g.c, g.r),
+            value(x[2], z[2], 1.0, 2, g.c, g.r),
+            value(x[3], z[3], 1.0, 3, g.c, g.r),
+        )
+
+    def eight(x, z, g):
+        return (
+            value(x[0], z[0], 1.0, 0, g.c, g.r),
+            value(x[1], z[1], 1.0, 1, g.c, g.r),
+            value(x[2], z[2], 1.0, 2, g.c, g.r),
+            value(x[3], z[3], 1.0, 3, g.c, g.r),
+            value(x[4], z[4], 1.0, 4, g.c, g.r),
+            value(x[5], z[5], 1.0, 5, g.c, g.r),
+            value(x[6], z[6], 1.0, 6, g.c, g.r),
+            value(x[7], z[7], 1.0, 7, g.c, g.r),
+        )
+
+    return {1: two, 2: two, 4: four, 8: eight}[wide]

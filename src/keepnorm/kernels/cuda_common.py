@@ -1,0 +1,380 @@
+"""What the CUDA kernels of both families share: offsets, blocks, sums over threads and over blocks, states, parameters."""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keepnorm.kernels.cuda_device import (
+    add_one,
+    exchange,
+    fence,
+    inlined,
+    load,
+    load_fresh,
+    present,
+    root,
+    store,
+    sync,
+    thread,
+)
+from keepnorm.kernels.cuda_layout import (
+    BLOCKS,
+    COLUMNS,
+    COUNTERS,
+    FOLD,
+    INNER,
+    INTEGERS,
+    KEPT_AXES,
+    PIECES,
+    POSITIONS,
+    ROWS,
+    SIZE,
+    SLOTS,
+    TOGETHER,
+    Shape,
+)
+from keepnorm.kernels.cuda_numbers import OUTLIER, widen
+
+# What a launch asks for, as bits of one integer.
+CENTER = 1  # subtract the mean; else divide by the root mean square
+SECOND = 2  # sweep again the cells whose K was an outlier
+GIVEN = 4  # the moments do not depend on x: no sums in the backward step
+OWN_WEIGHT = 8  # the sums of the backward step lack the weight of their cell
+PLAIN = 16  # mean 0 and deviation 1: an affine step alone
+
+get = load("int64", 1)
+real = load("float64", 1)
+put = store("float64", 1)
+put_count = store("int32", 1)
+
+
+class Arguments(NamedTuple):
+    """What every kernel takes, in order; a pointer that a kernel does not use is null."""
+
+    plan: object = None
+    x: object = None
+    y: object = None
+    z: object = None
+    mask: object = None
+    weight: object = None  # mean, where the roles of cells and parameters are swapped
+    bias: object = None  # rstd
+    third: object = None  # low * rstd
+    count: object = None  # of each cell, float64; null: n for all
+    shift: object = None
+    delta: object = None
+    m2: object = None
+    sum1: object = None
+    sum2: object = None
+    part: object = None
+    counters: object = None
+    n: float = 0.0
+    eps: float = 0.0
+    first: int = 0  # the first group of this launch
+    groups: int = 0  # and how many
+    mode: int = 0
+
+
+POINTERS = 16
+
+
+class Operands(NamedTuple):
+    """What a walk reads and writes; see `Arguments`."""
+
+    x: Any
+    y: Any
+    z: Any
+    mask: Any
+    weight: Any
+    bias: Any
+    third: Any
+
+
+class States(NamedTuple):
+    """What is known of cells; see `Arguments`."""
+
+    count: Any
+    shift: Any
+    delta: Any
+    m2: Any
+    sum1: Any
+    sum2: Any
+
+
+class Task(NamedTuple):
+    """What one thread has to do: which cells, which block of them, and its place among the threads that share it."""
+
+    local: Any  # the group, counted from the first of this launch
+    cell: Any  # the position of the outer kept axes
+    place: Any  # where the state of the (first) cell lies
+    b: Any
+    own: Any  # the index of the thread in its team, and how many these are
+    team: Any
+    inside: Any  # whether there is anything to do
+    p0: Any
+    p1: Any
+    i0: Any
+    i1: Any
+
+
+class Registers(NamedTuple):
+    """Arrays of a thread (see cuda_bodies.py), and the room that its block shares."""
+
+    c: Any
+    r: Any
+    acc: Any
+    total: Any
+    room: Any
+
+
+@inlined
+def offset(plan, table, axes, position, column):
+    """The offset of one position of the axes of a table, the last axis counting fastest."""
+    total = np.int64(0)
+    rest = position
+    a = axes - 1
+    while a > 0:
+        row = table + a * COLUMNS
+        size = get(plan, row + SIZE)
+        outer = rest // size
+        total += (rest - outer * size) * get(plan, row + column)
+        rest = outer
+        a -= 1
+    if axes > 0:
+        total += rest * get(plan, table + column)
+    return total
+
+
+@inlined
+def kept_table():
+    """Where the table of outer kept axes starts."""
+    return np.int64(INTEGERS)
+
+
+@inlined
+def outer_table(plan):
+    """Where the table of outer reduced axes starts."""
+    return INTEGERS + get(plan, KEPT_AXES) * COLUMNS
+
+
+@inlined
+def block_bounds(plan, b):
+    """The outer positions and the steps of the inner axis that block b covers; plan.Plan.block is its twin."""
+    pieces = get(plan, PIECES)
+    inner = get(plan, INNER)
+    if pieces == 1:
+        together = get(plan, TOGETHER)
+        first = b * together
+        return first, min(first + together, get(plan, POSITIONS)), np.int64(0), inner
+    position = b // pieces
+    step = get(plan, ROWS) * get(plan, FOLD)
+    start = (b - position * pieces) * step
+    return position, position + 1, start, min(start + step, inner)
+
+
+@cache
+def team_sum(shape: Shape):
+    """A sum over the threads of a team: by pairs inside a warp, then over the warps in order; every thread has the result."""
+    warp, warps = shape.warp, shape.threads // shape.warp
+
+    @inlined
+    def add(value, team, room):
+        mask = 1
+        while mask < min(team, warp):
+            value += exchange(value, mask, room)
+            mask *= 2
+        if team > warp:
+            t = thread()
+            sync()
+            if t % warp == 0:
+                room[t // warp] = value
+            sync()
+            value = 0.0
+            for w in range(warps):
+                value += room[w]
+            sync()
+        return value
+
+    return add
+
+
+@cache
+def ascend(shape: Shape, sums: int):
+    """The merge of blocks in one launch: the last block of every `fan` merges their sums in order, level by level.
+
+    On entry thread t < cells has the sums of cell t of its block in `total`; where the result is true, those of all blocks.
+    """
+    threads, fan = shape.threads, shape.fan
+
+    @inlined
+    def climb(plan, part, counters, group, b, cells, tile, total, room):
+        t = thread()
+        base = group * get(plan, SLOTS)
+        gate = group * get(plan, COUNTERS)
+        level = get(plan, BLOCKS)
+        index = b
+        done = True
+        while level > 1 and done:
+            if t < cells:
+                for s in range(sums):
+                    put(part, ((base + index) * sums + s) * tile + t, total[s])
+            fence()
+            sync()
+            team = index // fan
+            members = min(np.int64(fan), level - team * fan)
+            if t == 0:
+                room[0] = 1.0 if np.int64(add_one(counters, gate + team)) == members - 1 else 0.0
+            sync()
+            done = room[0] == 1.0
+            sync()
+            if done:
+                if t == 0:
+                    put_count(counters, gate + team, np.int32(0))
+                fence()
+                lines = max(np.int64(1), min(threads // cells, members))
+                line = t // cells
+                k = t - line * cells
+                for s in range(sums):
+                    value = 0.0
+                    if line < lines:
+                        m = line
+                        while m < members:
+                            value += load_fresh(part, ((base + team * fan + m) * sums + s) * tile + k)
+                            m += lines
+                        room[t] = value
+                    sync()
+                    if t < cells:
+                        value = 0.0
+                        for m in range(lines):
+                            value += room[m * cells + t]
+                        total[s] = value
+                    sync()
+                base += level
+                level = (level + fan - 1) // fan
+                gate += level
+                index = team
+        return done
+
+    return climb
+
+
+@inlined
+def is_outlier(n, delta, m2):
+    """Whether the shift of a state lay so far from its mean that digits of M2 were lost."""
+    excess = n * delta * delta
+    return excess > (OUTLIER - 1.0) * m2 and excess - excess == 0.0
+
+
+@inlined
+def moments_of(n, s, q):
+    """delta and M2 of n values with s = sum (x - K) and q = sum (x - K)^2."""
+    if n == 0.0:
+        return 0.0, 0.0
+    delta = s / n
+    m2 = q - s * delta
+    return delta, (0.0 if m2 < 0.0 else m2)  # a NaN passes
+
+
+@inlined
+def normalizer(n, shift, delta, m2, eps, mode):
+    """mean, rstd and low * rstd of a cell; without centring the root mean square stands for the deviation."""
+    if mode & PLAIN:
+        return 0.0, 1.0, 0.0
+    var = m2 / n if n > 0.0 else np.nan
+    mean = shift + delta
+    if mode & CENTER:
+        rstd = 1.0 / root(var + eps)
+        return mean, rstd, ((shift - mean) + delta) * rstd
+    return 0.0, 1.0 / root(var + mean * mean + eps), 0.0
+
+
+@inlined
+def state_of(states, n, cell):
+    """n, K, delta and M2 of a cell."""
+    count = real(states.count, cell) if present(states.count) else n
+    return count, real(states.shift, cell), real(states.delta, cell), real(states.m2, cell)
+
+
+@inlined
+def write_state(states, cell, n, k, d, m, counted):
+    """Write the state of a cell; its count too, where a mask makes it differ."""
+    put(states.shift, cell, k)
+    put(states.delta, cell, d)
+    put(states.m2, cell, m)
+    if counted:
+        put(states.count, cell, n)
+
+
+@inlined
+def shares_of(sum1, sum2, n, weight, mode):
+    """mean(g) and mean(g * hat), the first only with centring; `weight` is what the sums lack."""
+    return (sum1 / n * weight if mode & CENTER else 0.0), sum2 / n * weight
+
+
+@inlined
+def shares(states, cell, n, weight, mode):
+    """The two shares that the backward step takes off, from the sums of a cell."""
+    if mode & GIVEN:
+        return 0.0, 0.0
+    return shares_of(real(states.sum1, cell), real(states.sum2, cell), n, weight, mode)
+
+
+@cache
+def row_of(rows: str, name: str, wide: int):
+    """A reader of the parameters of one affine index into lane j of `r`."""
+    if rows == "affine" and not name:
+
+        def read(o, a, j, r):
+            r[j] = 1.0
+            r[wide + j] = 0.0
+
+    elif rows == "affine":
+        one, from_w = load(name, 1), widen(name)
+
+        def read(o, a, j, r):
+            r[j] = from_w(one(o.weight, a)) if present(o.weight) else 1.0
+            r[wide + j] = from_w(one(o.bias, a)) if present(o.bias) else 0.0
+
+    else:
+
+        def read(o, a, j, r):
+            r[j] = real(o.weight, a)
+            r[wide + j] = real(o.bias, a)
+            r[2 * wide + j] = real(o.third, a)
+
+    return inlined(read)
+
+
+@cache
+def rows_of(rows: str, name: str, wide: int):
+    """A reader of the parameters of `wide` neighbouring affine indices, from one that `wide` divides."""
+    if rows == "affine" and not name:
+        return None
+    if rows == "affine":
+        all_w, from_w = load(name, wide), widen(name)
+
+        def read(o, a, r):
+            if present(o.weight):
+                values = all_w(o.weight, a)
+                for j in range(wide):
+                    r[j] = from_w(values[j])
+            if present(o.bias):
+                values = all_w(o.bias, a)
+                for j in range(wide):
+                    r[wide + j] = from_w(values[j])
+
+        return inlined(read)
+    return None
+
+
+@cache
+def one_weight(name: str):
+    """A reader of one weight as float64; 1 where there is none."""
+    if not name:
+        return inlined(lambda weight, a: 1.0)
+    one, from_w = load(name, 1), widen(name)
+
+    def read(weight, a):
+        return from_w(one(weight, a)) if present(weight) else 1.0
+
+    return inlined(read)

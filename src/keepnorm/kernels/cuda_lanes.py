@@ -1,0 +1,429 @@
+"""CUDA kernels for plans whose innermost axes are kept, or short: each thread reads the same few lanes of many rows."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from keepnorm.kernels.cuda_bodies import Types, body
+from keepnorm.kernels.cuda_common import (
+    OWN_WEIGHT,
+    PLAIN,
+    SECOND,
+    Operands,
+    Registers,
+    States,
+    Task,
+    ascend,
+    block_bounds,
+    get,
+    is_outlier,
+    kept_table,
+    moments_of,
+    normalizer,
+    offset,
+    one_weight,
+    outer_table,
+    put,
+    real,
+    row_of,
+    shares,
+    shares_of,
+    state_of,
+    write_state,
+)
+from keepnorm.kernels.cuda_device import block, cuda, fence, float64, inlined, load, sync, thread
+from keepnorm.kernels.cuda_layout import (
+    ACROSS,
+    AFFINE,
+    BASE_MASK,
+    BASE_X,
+    BASE_Y,
+    BASE_Z,
+    BLOCKS,
+    CELL,
+    CHUNK,
+    CHUNKS,
+    FOLD,
+    INNER_AFFINE,
+    INNER_MASK,
+    INNER_X,
+    INNER_Y,
+    INNER_Z,
+    KEPT_AFFINE,
+    KEPT_AXES,
+    LANE_KEPT,
+    LANE_MASK,
+    LANE_REDUCED,
+    LANE_X,
+    LANE_Y,
+    LANE_Z,
+    MASK,
+    OUTER_AXES,
+    REDUCED_AFFINE,
+    Shape,
+    X,
+    Y,
+    Z,
+)
+from keepnorm.kernels.cuda_numbers import anchor, settle
+
+
+def _walk(kind: str, t: Types, shape: Shape):
+    """A walk of one thread over its lanes of the rows of a block, with the body of `kind`.
+
+    `k0` is the first cell of the chunk and `cells` how many it has; `task.own` is the thread.
+    """
+    does = body(kind, t)
+    one, whole, several, unroll = does.one, does.whole, does.several, does.unroll
+    rows, wide, threads = does.rows, t.wide, shape.threads
+    vectors = wide > 1
+
+    if rows:
+        read = row_of(rows, t.w, wide)
+
+        @inlined
+        def set_lanes(plan, o, a, lane, width, r):
+            short, by_cell, by_value = get(plan, LANE_REDUCED), get(plan, KEPT_AFFINE), get(plan, REDUCED_AFFINE)
+            if by_cell == 0 and by_value == 0:
+                for j in range(wide):
+                    read(o, a, j, r)
+            else:
+                for j in range(wide):
+                    at = (lane + j) % width
+                    k = at // short
+                    read(o, a + k * by_cell + (at - k * short) * by_value, j, r)
+
+    else:
+
+        @inlined
+        def set_lanes(plan, o, a, lane, width, r):
+            pass
+
+    if several is None:
+
+        @inlined
+        def stride(o, s, end, step, ix, iy, iz, sx, sy, sz, registers):
+            return s
+
+    else:
+
+        @inlined
+        def stride(o, s, end, step, ix, iy, iz, sx, sy, sz, registers):
+            while s + (unroll - 1) * step < end:
+                several(o, ix + s * sx, iy + s * sy, iz + s * sz, step * sx, step * sy, step * sz, registers)
+                s += unroll * step
+            return s
+
+    if vectors:
+
+        @inlined
+        def lanes_of(o, n, ix, iy, iz, im, dx, dy, dz, dm, registers):
+            if n >= wide:
+                whole(o, ix, iy, iz, im, registers)
+            else:
+                for j in range(wide):
+                    if j < n:
+                        one(o, ix + j * dx, iy + j * dy, iz + j * dz, im + j * dm, j, registers)
+
+    else:
+
+        @inlined
+        def lanes_of(o, n, ix, iy, iz, im, dx, dy, dz, dm, registers):
+            if n > 0:
+                one(o, ix, iy, iz, im, 0, registers)
+
+    @inlined
+    def walk(plan, o, task, k0, cells, registers):
+        kept, kept_axes = kept_table(), get(plan, KEPT_AXES)
+        outer, axes = outer_table(plan), get(plan, OUTER_AXES)
+        sx, sy, sz, sm = get(plan, INNER_X), get(plan, INNER_Y), get(plan, INNER_Z), get(plan, INNER_MASK)
+        dx, dy, dz, dm = get(plan, LANE_X), get(plan, LANE_Y), get(plan, LANE_Z), get(plan, LANE_MASK)
+        sa = get(plan, INNER_AFFINE)
+        fold, short = get(plan, FOLD), get(plan, LANE_REDUCED)
+        across = get(plan, ACROSS)
+        down = threads // across
+        ty = task.own // across
+        lane = (task.own - ty * across) * wide
+        width = cells * short
+        first = k0 * short + lane
+        start_x = get(plan, BASE_X) + offset(plan, kept, kept_axes, task.cell, X) + first * dx
+        start_y = get(plan, BASE_Y) + offset(plan, kept, kept_axes, task.cell, Y) + first * dy
+        start_z = get(plan, BASE_Z) + offset(plan, kept, kept_axes, task.cell, Z) + first * dz
+        start_m = get(plan, BASE_MASK) + offset(plan, kept, kept_axes, task.cell, MASK) + first * dm
+        start_a = offset(plan, kept, kept_axes, task.cell, AFFINE) + k0 * get(plan, KEPT_AFFINE)
+        rows_of_one = (task.i1 - task.i0 + fold - 1) // fold  # the last may be shorter
+        full = (task.i1 - task.i0) // fold if lane + wide <= fold * width else np.int64(0)
+        # A thread takes every `down`-th row, counted through all positions.
+        p = task.p0 + ty // rows_of_one
+        s = ty - ty // rows_of_one * rows_of_one
+        if ty >= down or lane >= fold * width:
+            p = task.p1
+        last = np.int64(-1)
+        while p < task.p1:
+            ix = start_x + offset(plan, outer, axes, p, X) + task.i0 * sx
+            iy = start_y + offset(plan, outer, axes, p, Y) + task.i0 * sy
+            iz = start_z + offset(plan, outer, axes, p, Z) + task.i0 * sz
+            im = start_m + offset(plan, outer, axes, p, MASK) + task.i0 * sm
+            a = start_a + offset(plan, outer, axes, p, AFFINE) + task.i0 * sa
+            if sa == 0:
+                if a != last:
+                    set_lanes(plan, o, a, lane, width, registers.r)
+                    last = a
+                s = stride(o, s, full, down, ix, iy, iz, fold * sx, fold * sy, fold * sz, registers)
+            while s < rows_of_one:
+                i = s * fold
+                if sa != 0:
+                    set_lanes(plan, o, a + i * sa, lane, width, registers.r)
+                n = min(fold, task.i1 - task.i0 - i) * width - lane
+                lanes_of(o, n, ix + i * sx, iy + i * sy, iz + i * sz, im + i * sm, dx, dy, dz, dm, registers)
+                s += down
+            p += s // rows_of_one
+            s %= rows_of_one
+
+    return walk
+
+
+def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., None]:
+    """A kernel that reduces (moments, masked, grads, swapped or ''), then takes an elementwise step (forward, backward or '').
+
+    With both, all data of a chunk of cells are read by one block, which goes on as soon as it has the sums.
+    """
+    wide, threads = t.wide, shape.threads
+    gather = _walk(reduction, t._replace(w="") if t.bare else t, shape) if reduction else None
+    apply = _walk(step, t, shape) if step else None
+    sums = body(reduction, t).sums if reduction else 1
+    measures, counted = reduction in ("moments", "masked"), reduction == "masked"
+    backward, from_state = step == "backward", reduction in ("", "grads")
+    backwards = not reduction
+    sweeps = 2 if measures and (t.x == "float64" or counted) else 1
+    climb = ascend(shape, sums)
+    size_c, size_3, size_room = 5 * wide, 3 * wide, threads * wide
+    first_of, anchor_of, settled, mask_of = load(t.x, 1), anchor(t.x), settle(t.x), load("bool", 1)
+    weight_of = one_weight(t.w)
+
+    @inlined
+    def first_shift(plan, o, cell, k):
+        """K of a cell: its first value, unless that is masked."""
+        kept, axes = kept_table(), get(plan, KEPT_AXES)
+        at = k * get(plan, LANE_REDUCED)
+        if counted:
+            seen = get(plan, BASE_MASK) + offset(plan, kept, axes, cell, MASK) + at * get(plan, LANE_MASK)
+            if not mask_of(o.mask, seen):
+                return 0.0
+        return anchor_of(first_of(o.x, get(plan, BASE_X) + offset(plan, kept, axes, cell, X) + at * get(plan, LANE_X)))
+
+    @inlined
+    def cell_of_lane(plan, own, j, cells):
+        """The cell of a chunk that lane j of this thread belongs to."""
+        across, short = get(plan, ACROSS), get(plan, LANE_REDUCED)
+        lane = (own - own // across * across) * wide + j
+        return lane % (cells * short) // short
+
+    @inlined
+    def normalize_lane(j, n, k, d, m, eps, mode, c):
+        mean, rstd, low = normalizer(n, k, d, m, eps, mode)
+        c[j] = mean
+        c[wide + j] = rstd
+        c[2 * wide + j] = low
+
+    @inlined
+    def own_weight(plan, o, cell, k, mode):
+        if mode & OWN_WEIGHT:
+            a = offset(plan, kept_table(), get(plan, KEPT_AXES), cell, AFFINE) + k * get(plan, KEPT_AFFINE)
+            return weight_of(o.weight, a)
+        return 1.0
+
+    @inlined
+    def fold_lanes(plan, s, t, cells, registers):
+        """Sum `s` of the lanes of all threads, for the cell of each thread t < cells."""
+        acc, room = registers.acc, registers.room
+        across, fold, short = get(plan, ACROSS), get(plan, FOLD), get(plan, LANE_REDUCED)
+        down = threads // across
+        line = across * wide
+        lanes = fold * cells * short
+        sync()
+        if t // across < down:
+            for j in range(wide):
+                room[t * wide + j] = acc[s * wide + j]
+        sync()
+        lane = t
+        while lane < lanes:
+            value = 0.0
+            for row in range(down):
+                value += room[row * line + lane]
+            room[lane] = value
+            lane += threads
+        sync()
+        if t < cells:
+            value = 0.0
+            for f in range(fold):
+                for v in range(short):
+                    value += room[(f * cells + t) * short + v]
+            registers.total[s] = value
+
+    @inlined
+    def sweep(plan, o, task, k0, cells, registers):
+        """The sums of one block of a chunk of cells: thread t < cells has those of cell t in `total`."""
+        for j in range(sums * wide):
+            registers.acc[j] = 0.0
+        gather(plan, o, task, k0, cells, registers)
+        # Written out: an index that is no constant would put the sums into memory.
+        fold_lanes(plan, 0, task.own, cells, registers)
+        fold_lanes(plan, 1, task.own, cells, registers)
+        if sums > 2:
+            fold_lanes(plan, 2, task.own, cells, registers)
+        sync()
+
+    @inlined
+    def merged(plan, part, counters, task, cells, registers):
+        """Whether the sums in `total` are those of all blocks."""
+        if get(plan, BLOCKS) == 1:
+            return True
+        return climb(
+            plan, part, counters, task.local, task.b, cells, get(plan, CHUNK), registers.total, registers.room
+        )
+
+    @inlined
+    def any_of(flag, cells, room):
+        """Whether a flag is up in any of the first `cells` threads of the block."""
+        t = thread()
+        sync()
+        if t < cells:
+            room[t] = 1.0 if flag else 0.0
+        sync()
+        found = 0.0
+        for k in range(cells):
+            found += room[k]
+        sync()
+        return found > 0.0
+
+    @inlined
+    def spread_shift(plan, o, states, task, k0, cells, n, again, registers):
+        """K of the cell of every lane: the mean that was found before for an outlier, else the first value."""
+        for j in range(wide):
+            k = cell_of_lane(plan, task.own, j, cells)
+            value = 0.0
+            if again:
+                before, shift, d, m = state_of(states, n, task.place + k)
+                value = settled(shift + d) if is_outlier(before, d, m) else 0.0
+            else:
+                value = first_shift(plan, o, task.cell, k0 + k)
+            registers.c[j] = value
+
+    @inlined
+    def measure(plan, o, states, part, counters, n, mode, task, k0, cells, registers):
+        """Moments of a chunk of cells, written to the state, where every thread of the block finds them."""
+        total, t = registers.total, task.own
+        again = mode & SECOND != 0
+        for _ in range(sweeps):
+            stale = False
+            if again and t < cells:
+                before, shift, d, m = state_of(states, n, task.place + t)
+                stale = is_outlier(before, d, m)
+            if again and not any_of(stale, cells, registers.room):
+                return
+            spread_shift(plan, o, states, task, k0, cells, n, again, registers)
+            shift = 0.0
+            if t < cells:
+                if again:
+                    shift = settled(real(states.shift, task.place + t) + real(states.delta, task.place + t))
+                else:
+                    shift = first_shift(plan, o, task.cell, k0 + t)
+            sweep(plan, o, task, k0, cells, registers)
+            if not merged(plan, part, counters, task, cells, registers):
+                return
+            if t < cells and (stale or not again):
+                seen = total[2] if counted else n
+                d, m = moments_of(seen, total[0], total[1])
+                write_state(states, task.place + t, seen, shift, d, m, counted)
+            fence()
+            sync()
+            if get(plan, BLOCKS) > 1:
+                return
+            again = True
+
+    @inlined
+    def set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers):
+        """Spread what normalises the cells over the lanes of this thread."""
+        c = registers.c
+        for j in range(wide):
+            k = cell_of_lane(plan, task.own, j, cells)
+            seen, shift, d, m = 1.0, 0.0, 0.0, 1.0
+            if not mode & PLAIN:
+                seen, shift, d, m = state_of(states, n, task.place + k)
+            normalize_lane(j, seen, shift, d, m, eps, mode, c)
+            if backward:
+                pair = shares(states, task.place + k, seen, own_weight(plan, o, task.cell, k0 + k, mode), mode)
+                c[3 * wide + j] = pair[0]
+                c[4 * wide + j] = pair[1]
+
+    @inlined
+    def add_up(plan, o, states, part, counters, task, k0, cells, registers):
+        """The sums of the backward step, written where every thread of the block finds them."""
+        sweep(plan, o, task, k0, cells, registers)
+        if merged(plan, part, counters, task, cells, registers):
+            if task.own < cells:
+                put(states.sum1, task.place + task.own, registers.total[0])
+                put(states.sum2, task.place + task.own, registers.total[1])
+            fence()
+            sync()
+
+    if measures:
+
+        @inlined
+        def work(plan, o, states, part, counters, n, eps, mode, task, k0, cells, registers):
+            measure(plan, o, states, part, counters, n, mode, task, k0, cells, registers)
+            if step:
+                set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers)
+                apply(plan, o, task, k0, cells, registers)
+
+    elif reduction:
+
+        @inlined
+        def work(plan, o, states, part, counters, n, eps, mode, task, k0, cells, registers):
+            if from_state:
+                for j in range(wide):
+                    k = cell_of_lane(plan, task.own, j, cells)
+                    seen, shift, d, m = state_of(states, n, task.place + k)
+                    normalize_lane(j, seen, shift, d, m, eps, mode, registers.c)
+            add_up(plan, o, states, part, counters, task, k0, cells, registers)
+            if step:
+                set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers)
+                apply(plan, o, task, k0, cells, registers)
+
+    else:
+
+        @inlined
+        def work(plan, o, states, part, counters, n, eps, mode, task, k0, cells, registers):
+            set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers)
+            apply(plan, o, task, k0, cells, registers)
+
+    def lanes(
+        plan, x, y, z, mask, weight, bias, third, count, shift, delta, m2, sum1, sum2, part, counters,
+        n, eps, first, groups, mode,
+    ):  # fmt: skip
+        operands = Operands(x, y, z, mask, weight, bias, third)
+        states = States(count, shift, delta, m2, sum1, sum2)
+        registers = Registers(
+            cuda.local.array(size_c, float64),
+            cuda.local.array(size_3, float64),
+            cuda.local.array(size_3, float64),
+            cuda.local.array(3, float64),
+            cuda.shared.array(size_room, float64),
+        )
+        blocks, chunk, chunks = get(plan, BLOCKS), get(plan, CHUNK), get(plan, CHUNKS)
+        i = block()
+        if backwards:
+            i = groups * blocks - 1 - i
+        local = i // blocks
+        b = i - local * blocks
+        group = first + local
+        cell = group // chunks
+        k0 = (group - cell * chunks) * chunk
+        cells = min(chunk, get(plan, LANE_KEPT) - k0)
+        place = offset(plan, kept_table(), get(plan, KEPT_AXES), cell, CELL) + k0
+        p0, p1, i0, i1 = block_bounds(plan, b)
+        task = Task(local, cell, place, b, thread(), np.int64(threads), True, p0, p1, i0, i1)
+        work(plan, operands, states, part, counters, n, eps, mode, task, k0, cells, registers)
+
+    return lanes
