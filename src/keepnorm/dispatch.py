@@ -54,8 +54,6 @@ def name_of(x: Any) -> str:
 
 def load(name: str) -> ModuleType:
     """The engine of that name; an engine imports its framework only when it is called."""
-    if name == "host" and find_spec("keepnorm.engines.host") is None:
-        name = "standard"
     return import_module(f"keepnorm.engines.{name}")
 
 
@@ -72,14 +70,15 @@ def in_graph(x: Any) -> bool:
         return False
     from torch.compiler import is_dynamo_compiling
 
-    return is_dynamo_compiling()
+    return bool(is_dynamo_compiling())
 
 
 def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which torch.compile calls as it is, between two graphs."""
     from torch.compiler import disable
 
-    return disable(function)
+    outside: Callable[..., Any] = disable(function)
+    return outside
 
 
 def dtype_name(dtype: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import array_namespace
+from numpy import ndarray
 
 from keepnorm import roles, validate
 from keepnorm.axes import Axes, Keep
@@ -61,13 +62,16 @@ def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, *
     >>> m.count, m.mean, m.var
     (2, array([ 2., 20.]), array([  1., 100.]))
     """
-    if in_graph(x):
-        return outside_graph(moments)(x, keep, where=where, **sizes)
+    if type(x) is not ndarray and in_graph(x):
+        outside: Moments = outside_graph(moments)(x, keep, where=where, **sizes)
+        return outside
     call = validate.call(roles.general, x, (keep, None), sizes, "keep")
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
-        return labels.moments(moments(labels.values, labels.words[0], where=labels.mask(where), **sizes))
-    return call.engine.moments(x, call.axes, validate.mask(where, call))
+        labelled: Moments = labels.moments(moments(labels.values, labels.words[0], where=labels.mask(where), **sizes))
+        return labelled
+    seen: Moments = call.engine.moments(x, call.axes, validate.mask(where, call))
+    return seen
 
 
 def affine(
@@ -106,7 +110,7 @@ def affine(
     array([[2.5, 3. ],
            [2.5, 3. ]])
     """
-    if in_graph(x):
+    if type(x) is not ndarray and in_graph(x):
         return outside_graph(affine)(x, scale, shift, keep=keep, out=out, **sizes)
     call = validate.call(roles.general, x, (keep, None), sizes, "keep")
     if scale is None:
@@ -188,9 +192,7 @@ def normalize(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(
-        roles.general, x, (keep, affine), weight, bias, eps, center, moments, where, out, sizes, "keep"
-    )
+    return normalize_roles(roles.general, x, (keep, affine), weight, bias, eps, center, moments, where, out, sizes, "keep")
 
 
 def normalize_vjp(
@@ -239,9 +241,10 @@ def normalize_vjp(
     >>> vjp(np.ones((2, 2))).bias
     array([2., 2.])
     """
-    if in_graph(x):
+    if type(x) is not ndarray and in_graph(x):
         rest = {"affine": affine, "eps": eps, "center": center, "moments": moments, "where": where}
-        return outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
+        pair: tuple[Array, Callable[[Array], Gradients]] = outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
+        return pair
     eps, center = validate.epsilon(eps), validate.flag(center, "center")
     call = validate.call(roles.general, x, (keep, affine), sizes, "keep")
     if call.axes is None:
@@ -295,10 +298,8 @@ def normalize_roles(
     takes: str,
 ) -> Array:
     """What every norm is: `build` gives the axes their roles from the norm's own words for them."""
-    if in_graph(x):
-        return outside_graph(normalize_roles)(
-            build, x, words, weight, bias, eps, center, moments, where, out, sizes, takes
-        )
+    if type(x) is not ndarray and in_graph(x):
+        return outside_graph(normalize_roles)(build, x, words, weight, bias, eps, center, moments, where, out, sizes, takes)
     call = validate.call(build, x, words, sizes, takes)
     if call.axes is None:
         labels = call.engine.Labels(x, build, words, sizes)
@@ -332,4 +333,3 @@ def normalize_roles(
     return call.engine.normalize(
         x, call.axes, weight, bias, validate.epsilon(eps), validate.flag(center, "center"), moments, where, out
     )
-

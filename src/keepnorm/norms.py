@@ -63,9 +63,7 @@ def batch_norm(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(
-        roles.batch, x, (channel,), weight, bias, eps, True, moments, None, out, unknown, "channel"
-    )
+    return normalize_roles(roles.batch, x, (channel,), weight, bias, eps, True, moments, None, out, unknown, "channel")
 
 
 def instance_norm(
@@ -121,9 +119,7 @@ def instance_norm(
     <BLANKLINE>
            [[-1.,  1.]]])
     """
-    return normalize_roles(
-        roles.instance, x, (channel, batch), weight, bias, eps, True, None, None, out, unknown, "channel"
-    )
+    return normalize_roles(roles.instance, x, (channel, batch), weight, bias, eps, True, None, None, out, unknown, "channel")
 
 
 def layer_norm(

@@ -30,13 +30,13 @@ class Call(NamedTuple):
 
     engine: ModuleType
     name: str
-    axes: Axes | None  # None: an array with names, to be unwrapped first
+    axes: Any  # Axes; None for an array with names, which is unwrapped first
     shape: tuple[int, ...]
     affine_shape: tuple[int, ...]
     source_affine_shape: tuple[int, ...]
     kept_shape: tuple[int, ...]
     result: str
-    kind: type
+    kind: Any
     dtype: Any
     empty: bool
 
@@ -102,7 +102,7 @@ def _shape(x: Array) -> tuple[int, ...]:
     return shape
 
 
-def parameter(value: Array | None, name: str, known: Call) -> Array | None:
+def parameter(value: Any, name: str, known: Call) -> Any:
     """A weight, a bias, a scale or a shift, in the shape of the affine axes.
 
     Raises
@@ -139,7 +139,7 @@ def result_name_of(value: Array, name: str) -> str:
         raise TypeError(f"{name} must hold real numbers; got {dtype}") from None
 
 
-def mask(where: Array | None, known: Call) -> Array | None:
+def mask(where: Any, known: Call) -> Any:
     """A mask: bool, of a shape that broadcasts to that of x."""
     if where is None:
         return None
@@ -154,13 +154,13 @@ def mask(where: Array | None, known: Call) -> Array | None:
     return where
 
 
-def output(out: Array | None, known: Call) -> Array | None:
+def output(out: Any, known: Call) -> Any:
     """An array to write into: of the library, the shape and the result dtype of x, and writable."""
     if out is None:
         return None
     if known.name in ("jax", "dask"):
         raise TypeError(f"out= needs an array that can be written to, and none of {known.name} can; got {type(out).__name__}")
-    if type(out) is not known.kind and dispatch.name_of(out) != known.name:
+    if type(out) is not known.kind and _of_library(out, "out", known) is not out:
         raise TypeError(f"out must be an array of the library of x, {_library(known.kind)}; got {_library(type(out))}")
     if tuple(out.shape) != known.shape:
         raise ValueError(f"out must have the shape of x, {known.shape}; got {tuple(out.shape)}")
@@ -200,6 +200,8 @@ def given(moments: Moments | None, known: Call) -> Moments | None:
         return None
     if not isinstance(moments, Moments):
         raise TypeError(f"moments must be keepnorm.Moments, such as Moments.from_mean_var makes; got {type(moments).__name__}")
+    if type(moments.shift).__module__ != "numpy":  # a NumPy state, which is small, goes with every library
+        _of_library(moments.shift, "moments", known)
     if moments.shape != known.kept_shape:
         raise ValueError(
             f"moments have shape {moments.shape}, but the kept axes {known.axes.keep} of x with shape {known.shape} "

@@ -46,9 +46,7 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     every = tuple(range(len(ones)))
     parts = [
         # The reduced axes have one block each, which arrives in as many lists.
-        da.blockwise(
-            _part, axes.keep, states, every, part=part, concatenate=False, meta=np.empty((0,) * len(axes.keep), kind)
-        )
+        da.blockwise(_part, axes.keep, states, every, part=part, concatenate=False, meta=np.empty((0,) * len(axes.keep), kind))
         for part, kind in (("shift", np.float64), ("delta", np.float64), ("m2", np.float64), ("count", np.int64))
     ]
     *state, count = parts
@@ -192,7 +190,8 @@ def _block_normalize(
 
 def _block_moments(x: Array, where: Array | None = None, *, keep: tuple[int, ...]) -> Moments:
     with _one_thread():
-        return dispatch.engine_of(x).moments(x, resolve(x.shape, keep), where)
+        found: Moments = dispatch.engine_of(x).moments(x, resolve(x.shape, keep), where)
+    return found
 
 
 def _one_thread() -> Any:

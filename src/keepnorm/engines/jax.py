@@ -27,7 +27,7 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     _register()
     if not is_concrete(x, where):
         return standard.moments(x, axes, where)
-    seen = dispatch.load("host").moments(np.asarray(x), axes, _raw(where))
+    seen: Moments = dispatch.load("host").moments(np.asarray(x), axes, _raw(where))
     seen.export = export
     return seen
 
@@ -69,9 +69,7 @@ def normalize_with_moments(
     _register()
     if not is_concrete(x, weight, bias, where):
         return standard.normalize_with_moments(x, axes, weight, bias, eps, where)
-    y, seen = dispatch.load("host").normalize_with_moments(
-        np.asarray(x), axes, _raw(weight), _raw(bias), eps, _raw(where)
-    )
+    y, seen = dispatch.load("host").normalize_with_moments(np.asarray(x), axes, _raw(weight), _raw(bias), eps, _raw(where))
     seen.export = export
     return _array(y, x), seen
 

@@ -35,9 +35,7 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     if mask is not None:
         count = xp.reshape(count, axes.kept_shape)
     shift, delta, m2 = (xp.reshape(part, axes.kept_shape) for part in state)
-    return Moments(
-        count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype))
-    )
+    return Moments(count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype)))
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None) -> Array:
@@ -139,9 +137,13 @@ def _dtype(name: str, x: Array, xp: Any) -> Any:
 
 def _widen(x: Array, xp: Any) -> Array:
     """x in float64, or in float32 where the library or the device has no wider (JAX without x64, some accelerators)."""
+    return xp.astype(x, xp.float64 if _has("float64", x, xp) else xp.float32)
+
+
+def _has(name: str, x: Array, xp: Any) -> bool:
+    """Whether there are arrays of this dtype where x is."""
     info = getattr(xp, "__array_namespace_info__", None)
-    has = info is None or "float64" in info().dtypes(device=_device(x), kind="real floating")
-    return xp.astype(x, xp.float64 if has else xp.float32)
+    return info is None or name in info().dtypes(device=_device(x))
 
 
 def _device(x: Array) -> Any:
@@ -269,7 +271,8 @@ def _narrow(gradient: Array, like: Array, xp: Any) -> Array:
 
 
 def _count(mask: Array, axes: Axes, xp: Any) -> Array:
-    return xp.sum(xp.astype(mask, xp.int64), axis=axes.reduce, keepdims=True) if axes.reduce else xp.astype(mask, xp.int64)
+    whole = xp.astype(mask, xp.int64 if _has("int64", mask, xp) else xp.int32)
+    return _sum(whole, axes.reduce, xp)
 
 
 def _sum(x: Array, over: tuple[int, ...], xp: Any) -> Array:

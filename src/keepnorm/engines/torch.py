@@ -28,7 +28,7 @@ def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
     if _differentiates(x):
         seen: list[Moments] = []
         shift, delta, m2 = _functions().Measure.apply(x, axes, where, seen)
-        return _with_state(seen[0], shift, delta, m2)
+        return _with_state(seen[0], shift, delta, m2, seen[0].count)
     return _as_tensors(kernels.moments(_raw(x), axes, _raw(where)))
 
 
@@ -66,9 +66,7 @@ def normalize(
     if differentiates:
         return _functions().Normalize.apply(x, weight, bias, axes, eps, center, moments, where)
     y = _output(x) if out is None else out
-    kernels.normalize(
-        _raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where), _raw(y)
-    )
+    kernels.normalize(_raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where), _raw(y))
     return _written(y)
 
 
@@ -100,9 +98,7 @@ def normalize_vjp(
     kernels = _kernels(x, weight, bias, where, *_state_of(moments))
     if kernels is None or _differentiates(x, weight, bias):
         return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
-    y, raw_vjp = kernels.normalize_vjp(
-        _raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where)
-    )
+    y, raw_vjp = kernels.normalize_vjp(_raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where))
 
     def vjp(dy: Tensor) -> Gradients:
         if _kernels(dy) is not kernels or _differentiates(dy):
@@ -125,7 +121,8 @@ def _kernels(*tensors: Any) -> ModuleType | None:
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or _wrapped(tensor):
             return None
         if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise TypeError(f"x must be a dense tensor: pass x.to_dense() or x.dequantize(); got {tensor.layout}, {tensor.dtype}")
+            got = f"{tensor.layout}, {tensor.dtype}"
+            raise TypeError(f"x must be a dense tensor: pass x.to_dense() or x.dequantize(); got {got}")
         if tensor.dtype is torch.bfloat16 and not _has_bfloat16():
             return None
         devices.add(tensor.device)
@@ -165,7 +162,7 @@ def _differentiates(*tensors: Any) -> bool:
 
 def _refuse_out(out: Tensor | None, differentiates: bool) -> None:
     if out is not None and differentiates:
-        raise RuntimeError("out= records no gradient: leave it out, or call under torch.no_grad(); got a tensor that requires one")
+        raise RuntimeError("out= records no gradient: leave it out, or use torch.no_grad(); got a tensor that requires one")
 
 
 @cache
@@ -235,22 +232,20 @@ _SEEN = _Seen()
 
 
 def _as_raw(given: Moments | None) -> Moments | None:
-    if given is None:
-        return None
-    return _with_state(given, *(_raw(part) for part in (given.shift, given.delta, given.m2)), count=_raw_count(given.count))
-
-
-def _raw_count(count: Any) -> Any:
-    return count if count is None or isinstance(count, int) else _raw(count)
+    return None if given is None else _converted(given, _raw)
 
 
 def _as_tensors(seen: Moments) -> Moments:
-    count = seen.count if seen.count is None or isinstance(seen.count, int) else _tensor(seen.count)
-    return _with_state(seen, *(_tensor(part) for part in (seen.shift, seen.delta, seen.m2)), count=count)
+    return _converted(seen, _tensor)
 
 
-def _with_state(like: Moments, shift: Any, delta: Any, m2: Any, count: Any = ...) -> Moments:
-    count = like.count if count is ... else count
+def _converted(state: Moments, convert: Callable[[Any], Any]) -> Moments:
+    """The same moments with every array of their state converted."""
+    count = state.count if state.count is None or isinstance(state.count, int) else convert(state.count)
+    return _with_state(state, convert(state.shift), convert(state.delta), convert(state.m2), count)
+
+
+def _with_state(like: Moments, shift: Any, delta: Any, m2: Any, count: Any) -> Moments:
     return Moments(count, shift, delta, m2, keep=like.keep, ndim=like.ndim, dtype=like.dtype)
 
 

@@ -10,9 +10,15 @@ from typing import Any
 from keepnorm.axes import Axes
 from keepnorm.engines import standard
 from keepnorm.engines import torch as engine
+from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 
 Tensor = Any
+
+
+def _on(x: Tensor) -> Any:
+    """The kernels for the memory of x, which is plain: what is not never comes here."""
+    return engine._kernels(x)
 
 
 def functions() -> Any:
@@ -35,7 +41,7 @@ def functions() -> Any:
             where: Tensor | None,
         ) -> Tensor:
             raw = engine._raw
-            y, ctx.vjp = engine._kernels(x).normalize_vjp(
+            y, ctx.vjp = _on(x).normalize_vjp(
                 raw(x), axes, raw(weight), raw(bias), eps, center, engine._as_raw(moments), raw(where)
             )
             ctx.save_for_backward(x, weight, bias, where)
@@ -50,7 +56,7 @@ def functions() -> Any:
                 _, vjp = standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
                 gradients = vjp(dy)
             else:
-                gradients = [None if g is None else engine._tensor(g) for g in ctx.vjp(engine._raw(dy))]
+                gradients = Gradients(*(None if g is None else engine._tensor(g) for g in ctx.vjp(engine._raw(dy))))
             needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
             return (*needed, None, None, None, None, None)
 
@@ -59,7 +65,7 @@ def functions() -> Any:
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, axes: Axes, where: Tensor | None, seen: list[Moments]) -> tuple[Tensor, ...]:
-            found = engine._as_tensors(engine._kernels(x).moments(engine._raw(x), axes, engine._raw(where)))
+            found = engine._as_tensors(_on(x).moments(engine._raw(x), axes, engine._raw(where)))
             seen.append(found)
             ctx.save_for_backward(x, where)
             ctx.axes = axes
@@ -87,7 +93,7 @@ def functions() -> Any:
             ctx.axes = axes
             y = engine._output(x)
             raw = engine._raw
-            engine._kernels(x).affine(raw(x), raw(scale), raw(shift), axes, raw(y))
+            _on(x).affine(raw(x), raw(scale), raw(shift), axes, raw(y))
             return y
 
         @staticmethod

@@ -74,9 +74,7 @@ class Labels:
         """Moments without labels."""
         if not isinstance(given, Moments):
             return given
-        return Moments(
-            given.count, given.shift, given.delta, given.m2, keep=given.keep, ndim=given.ndim, dtype=given.dtype
-        )
+        return Moments(given.count, given.shift, given.delta, given.m2, keep=given.keep, ndim=given.ndim, dtype=given.dtype)
 
     def wrap(self, y: Array, out: Any = None) -> Any:
         """A result of the shape of x with the labels of x."""
