@@ -27,6 +27,7 @@ from keepnorm.kernels.scalars import (
     Y,
     anchor,
     block_bounds,
+    borrow,
     center_and_scale,
     copy_states,
     difference,
@@ -34,7 +35,7 @@ from keepnorm.kernels.scalars import (
     is_wide,
     merge_blocks,
     offset,
-    set_state,
+    set_states,
     store,
 )
 
@@ -138,52 +139,73 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
 
 
 @helper
+def spread(row, cells, short, fold):
+    """Repeat the first `cells` values of a row for all lanes of each cell, in place."""
+    width = cells * short
+    if short > 1:
+        for k in range(cells - 1, -1, -1):
+            value = row[k]
+            for lane in range(k * short, (k + 1) * short):
+                row[lane] = value
+    for f in range(1, fold):
+        for lane in range(width):
+            row[f * width + lane] = row[lane]
+
+
+@helper
+def gather(row, cells, short, fold):
+    """Add the lanes of each cell up into the first `cells` values of a row, in place: the inverse of `spread`."""
+    width = cells * short
+    for f in range(1, fold):
+        for lane in range(width):
+            row[lane] += row[f * width + lane]
+    if short > 1:
+        for k in range(cells):
+            total = 0.0
+            for lane in range(k * short, (k + 1) * short):
+                total += row[lane]
+            row[k] = total
+
+
+@helper
 def block(x, plan, outer, start, b, cells, part, sums, buffer):
     """The states of block b for `cells` neighbouring cells, the first value of the first at offset `start`."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
     short = plan[LANE_REDUCED]
-    width = cells * short
+    full = fold * cells * short
+    step = short * plan[LANE_X]
     first = start + offset(outer, p0, X) + i0 * plan[INNER_X]
-    for k in range(cells):
-        part[K, k] = anchor(x[first + k * short * plan[LANE_X]])
     n = np.float64((p1 - p0) * (i1 - i0) * short)
+    shift = sums[SHIFT, :full]
+    s = sums[SUM, :full]
+    q = sums[SQUARES, :full]
+    for k in range(cells):
+        shift[k] = anchor(x[first + k * step])
     for _ in range(2):
-        for f in range(fold):
-            for k in range(cells):
-                lane = f * width + k * short
-                sums[SHIFT, lane : lane + short] = part[K, k]
-        sums[SUM, : fold * width] = 0.0
-        sums[SQUARES, : fold * width] = 0.0
-        add_block(x, plan, outer, start, b, width, sums, buffer)
-        again = False
         for k in range(cells):
-            s = 0.0
-            q = 0.0
-            for f in range(fold):
-                for lane in range(f * width + k * short, f * width + (k + 1) * short):
-                    s += sums[SUM, lane]
-                    q += sums[SQUARES, lane]
-            again |= set_state(part, k, n, part[K, k], s, q)
-        if not (again and is_wide(x)):
+            part[K, k] = shift[k]
+        spread(shift, cells, short, fold)
+        s[:] = 0.0
+        q[:] = 0.0
+        add_block(x, plan, outer, start, b, cells * short, sums, buffer)
+        gather(s, cells, short, fold)
+        gather(q, cells, short, fold)
+        outliers = set_states(part, cells, n, s, q)
+        if outliers == 0 or not is_wide(x):
             break
         for k in range(cells):
             mean = part[K, k] + part[DELTA, k]
-            if np.isfinite(mean):
-                part[K, k] = mean
+            shift[k] = mean if np.isfinite(mean) else part[K, k]
 
 
 @helper
 def set_lanes(plan, cell, cells, state, eps, center, narrow, lanes):
     """Spread the mean and the scale of `cells` cells over their lanes."""
-    short = plan[LANE_REDUCED]
     for k in range(cells):
-        mean, low, scale = center_and_scale(state, cell + k, eps, center, narrow)
-        for f in range(plan[FOLD]):
-            lane = (f * cells + k) * short
-            lanes[MEAN, lane : lane + short] = mean
-            lanes[LOW, lane : lane + short] = low
-            lanes[RSTD, lane : lane + short] = scale
+        lanes[MEAN, k], lanes[LOW, k], lanes[RSTD, k] = center_and_scale(state, cell + k, eps, center, narrow)
+    for row in (MEAN, LOW, RSTD):
+        spread(lanes[row], cells, plan[LANE_REDUCED], plan[FOLD])
 
 
 @exact
@@ -260,6 +282,15 @@ def tasks(
     center,
 ):
     """Run the tasks [t0, t1) of a stage: as in runs.py, where a chunk of neighbouring cells stands for a cell."""
+    x = borrow(x)
+    y = borrow(y)
+    plan = borrow(plan)
+    kept = borrow(kept)
+    outer = borrow(outer)
+    part = borrow(part)
+    state = borrow(state)
+    weight = borrow(weight)
+    bias = borrow(bias)
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]

@@ -30,6 +30,7 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
+    borrow,
     center_and_scale,
     difference,
     offset,
@@ -217,6 +218,18 @@ def tasks(
     stage, t0, t1, x, dx, dy, plan, kept, outer, part, state, totals, weight, dweight, dbias, eps, center, inside, through
 ):
     """Run the tasks [t0, t1) of a stage: as in runs_backward.py, where a chunk of neighbouring cells stands for a cell."""
+    x = borrow(x)
+    dx = borrow(dx)
+    dy = borrow(dy)
+    plan = borrow(plan)
+    kept = borrow(kept)
+    outer = borrow(outer)
+    part = borrow(part)
+    state = borrow(state)
+    totals = borrow(totals)
+    weight = borrow(weight)
+    dweight = borrow(dweight)
+    dbias = borrow(dbias)
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]

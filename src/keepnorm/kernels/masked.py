@@ -29,6 +29,7 @@ from keepnorm.kernels.scalars import (
     Y,
     anchor,
     block_bounds,
+    borrow,
     copy_states,
     difference,
     is_wide,
@@ -150,6 +151,13 @@ def run_block(x, mask, plan, outer, x_start, m_start, b, part):
 @entry()
 def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
     """Run the tasks [t0, t1): blocks in stage 0, the merge of cells in stage 1."""
+    x = borrow(x)
+    mask = borrow(mask)
+    plan = borrow(plan)
+    kept = borrow(kept)
+    outer = borrow(outer)
+    part = borrow(part)
+    state = borrow(state)
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]

@@ -18,6 +18,7 @@ from keepnorm.kernels.scalars import (
     Y,
     anchor,
     block_bounds,
+    borrow,
     center_and_scale,
     copy_states,
     difference,
@@ -140,6 +141,15 @@ def tasks(
     Stages 0 (states of blocks) and 2 (affine step) have a task for each block, stage 1 (merge) for each cell; stage 3
     (moments) and 4 (moments and affine step) do all that a cell needs while its data are in the cache.
     """
+    x = borrow(x)
+    y = borrow(y)
+    plan = borrow(plan)
+    kept = borrow(kept)
+    outer = borrow(outer)
+    part = borrow(part)
+    state = borrow(state)
+    weight = borrow(weight)
+    bias = borrow(bias)
     blocks = plan[BLOCKS]
     buffer = np.empty(1 if plan[INNER_X] == 1 else block_bounds(plan, 0)[3], x.dtype)
     if stage == 0:

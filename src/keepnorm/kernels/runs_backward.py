@@ -19,6 +19,7 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
+    borrow,
     center_and_scale,
     difference,
     offset,
@@ -129,6 +130,18 @@ def tasks(
     Stage 0 sums blocks, stage 1 adds them up for each cell, stage 2 writes dx block by block. Stage 3 does all of it for
     each cell; stage 4 too, where weights lie inside cells, for each row of dweight and dbias, which no two tasks share.
     """
+    x = borrow(x)
+    dx = borrow(dx)
+    dy = borrow(dy)
+    plan = borrow(plan)
+    kept = borrow(kept)
+    outer = borrow(outer)
+    part = borrow(part)
+    state = borrow(state)
+    totals = borrow(totals)
+    weight = borrow(weight)
+    dweight = borrow(dweight)
+    dbias = borrow(dbias)
     blocks = plan[BLOCKS]
     for t in range(t0, t1):
         first = t // blocks if stage == 0 or stage == 2 else t

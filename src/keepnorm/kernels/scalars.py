@@ -2,6 +2,7 @@
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.ir import Constant
 from numba import types
 from numba.extending import intrinsic, overload
 
@@ -50,6 +51,23 @@ N, K, DELTA, M2 = range(4)
 
 # A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had an outlier for its K and is swept again about its mean.
 OUTLIER = 32.0
+
+
+@intrinsic
+def borrow(typing, array):
+    """The same array without its owner: a slice of it counts no references, which threads would fight over.
+
+    Only for arguments, which the caller keeps alive.
+    """
+
+    def generate(context, builder, signature, arguments):
+        kind = signature.args[0]
+        borrowed = context.make_array(kind)(context, builder, arguments[0])
+        borrowed.meminfo = Constant(borrowed.meminfo.type, None)
+        borrowed.parent = Constant(borrowed.parent.type, None)
+        return borrowed._getvalue()
+
+    return array(array), generate
 
 
 @intrinsic
@@ -212,17 +230,24 @@ def block_bounds(plan, b):
 @exact
 def set_state(part, k, n, shift, s, q):
     """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2; say whether K was an outlier."""
-    part[N, k] = n
-    part[K, k] = shift
-    if n == 0:
-        part[DELTA, k] = 0.0
-        part[M2, k] = 0.0
-        return False
+    empty = n == 0.0
     delta = s / n
     m2 = q - s * delta
-    part[DELTA, k] = delta
-    part[M2, k] = 0.0 if m2 < 0.0 else m2  # a NaN passes
-    return q > OUTLIER * part[M2, k] and np.isfinite(q)
+    m2 = 0.0 if m2 < 0.0 or empty else m2  # a NaN passes
+    part[N, k] = n
+    part[K, k] = shift
+    part[DELTA, k] = 0.0 if empty else delta
+    part[M2, k] = m2
+    return q > OUTLIER * m2 and q < np.inf
+
+
+@exact
+def set_states(part, cells, n, s, q):
+    """`set_state` for neighbouring cells, whose shifts `part` holds; count those with an outlier for K."""
+    outliers = 0
+    for k in range(cells):
+        outliers += set_state(part, k, n, part[K, k], s[k], q[k])
+    return outliers
 
 
 @exact
@@ -282,15 +307,16 @@ def center_and_scale(state, cell, eps, center, narrow):
     its last place, and the last bits of float64, which differ with the memory layout, are gone.
     """
     n = state[N, cell]
-    var = state[M2, cell] / n if n > 0.0 else np.nan
+    var = state[M2, cell] / n  # NaN for an empty cell
     mean = state[K, cell] + state[DELTA, cell]
     low = (state[K, cell] - mean) + state[DELTA, cell]
-    scale = 1.0 / np.sqrt(var + eps) if center else 1.0 / np.sqrt(var + mean * mean + eps)
-    if narrow and var > 0.0:  # the mean of a constant stays exact, and so does its result
-        c = scale * 33554433.0  # 2^25 + 1: Veltkamp's split
-        if np.isfinite(c):
-            scale = c - (c - scale)
-            unit = 25165824.0 / scale  # 1.5 * 2^24: adding it drops the bits below 2^-28 of 1 / scale
-            mean = (mean + unit) - unit
-            low = 0.0
-    return (mean, low, scale) if center else (0.0, 0.0, scale)
+    scale = 1.0 / np.sqrt((var if center else var + mean * mean) + eps)
+    c = scale * 33554433.0  # 2^25 + 1: Veltkamp's split
+    short = c - (c - scale)
+    unit = 25165824.0 / short  # 1.5 * 2^24: adding it drops the bits below 2^-28 of 1 / scale
+    short_mean = (mean + unit) - unit
+    rounded = narrow and var > 0.0 and c < np.inf  # the mean of a constant stays exact, and so does its result
+    scale = short if rounded else scale
+    mean = short_mean if rounded else mean
+    low = 0.0 if rounded else low
+    return (mean if center else 0.0), (low if center else 0.0), scale
