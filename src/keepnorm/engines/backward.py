@@ -1,7 +1,6 @@
 """The vector-Jacobian product of `normalize` on NumPy arrays."""
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ SUMS, ADD, GRADIENT, CELLS, ROWS = range(5)
 
 # dweight and dbias of weights inside cells are summed in this many rows at most, so that threads share none.
 GRADIENT_ROWS = 64
+
+_NO_PART = np.empty((1, 2, 1))
 
 
 def vjp(
@@ -38,97 +39,103 @@ def vjp(
     them, and `where` which values of x they were taken from.
     """
     x = _dense(readable(x))
-    shape, dtype = axes.source, np.dtype(x.dtype) if result_name(x.dtype.name) == x.dtype.name else np.dtype(result_name(x.dtype.name))
+    dtype = x.dtype if result_name(x.dtype.name) == x.dtype.name else np.dtype(result_name(x.dtype.name))
+    run = _backward(x, dtype, axes, weight, bias, eps, center, moments) if x.size else None
 
     def pull(dy: Array) -> Gradients:
         dy = np.asarray(dy)
-        if dy.shape != shape:
-            raise ValueError(f"dy has shape {dy.shape}, but the result has shape {shape}")
-        upstream = np.empty_like(x, dtype=dtype)
-        if dy.strides == upstream.strides and dy.dtype == dtype and dy.dtype.isnative and dy.flags.aligned:
-            upstream = dy
-        else:
-            np.copyto(upstream, dy, casting="same_kind")
-        if not x.size:
-            gradients = tuple(np.zeros(a.shape, a.dtype) if a is not None else None for a in (weight, bias))
-            return Gradients(np.empty(shape, dtype), *gradients)
-        dx, *rest = _gradients(x, upstream, axes, weight, bias, eps, center, moments, through)
+        if dy.shape != x.shape:
+            raise ValueError(f"dy has shape {dy.shape}, but the result has shape {x.shape}")
+        if run is None:
+            return Gradients(np.empty(x.shape, dtype), *(None if a is None else np.zeros(a.shape, a.dtype) for a in (weight, bias)))
+        if dy.strides != x.strides or dy.dtype != dtype or not dy.flags.aligned:
+            dy = _like(x, dtype, dy)
+        dx, dweight, dbias = run(dy, through)
         if through and where is not None:
             # A value that the mask left out has moved no moment: its gradient is that of given moments.
-            alone = _gradients(x, upstream, axes, weight, bias, eps, center, moments, False)[0]
-            dx = np.where(where, dx, alone)
-        return Gradients(dx, *rest)
+            dx = np.where(where, dx, run(dy, False)[0])
+        return Gradients(dx, _as(dweight, weight), _as(dbias, bias))
 
     return pull
 
 
 def _dense(x: Array) -> Array:
     """x itself if its values lie side by side in some order of the axes, else a copy."""
-    span = sum(abs(step) * (n - 1) for n, step in zip(x.shape, x.strides, strict=True)) // max(x.itemsize, 1) + 1
+    if x.flags.c_contiguous:
+        return x
+    span = sum(abs(step) * (n - 1) for n, step in zip(x.shape, x.strides, strict=True)) // x.itemsize + 1
     return x if x.size in (0, span) and all(step > 0 for n, step in zip(x.shape, x.strides, strict=True) if n > 1) else x.copy()
 
 
-def _gradients(
+def _like(x: Array, dtype: np.dtype[Any], dy: Array) -> Array:
+    """dy in the memory layout of x, which the kernels walk."""
+    moved = np.empty_like(x, dtype=dtype)
+    np.copyto(moved, dy, casting="same_kind")
+    return moved
+
+
+def _backward(
     x: Array,
-    dy: Array,
+    dtype: np.dtype[Any],
     axes: Axes,
     weight: Array | None,
     bias: Array | None,
     eps: float,
     center: bool,
     moments: Moments,
-    through: bool,
-) -> tuple[Array, Array | None, Array | None]:
-    bare = weight is None and bias is None
-    steps = walk(plain(axes) if bare else axes, (x, dy, dy))
-    inside = not bare and not set(axes.affine) <= set(axes.keep)
-    dx = np.empty_like(dy)
+) -> Callable[[Array, bool], tuple[Array, Array, Array]]:
+    """What depends on x alone, ready to take (dy, through) to dx and to the sums for dweight and dbias."""
+    given = weight is not None or bias is not None
+    like = np.empty_like(x, dtype=dtype)
+    steps = walk(axes if given else plain(axes), (x, like, like))
     plan = steps.plan
-    groups = plan.cells_outside * plan.chunks
     w, _ = parameters(steps, weight, bias)
     state = state_of(moments, steps)
-    totals = np.empty((2, plan.cells))
+    inside = given and not set(axes.affine) <= set(axes.keep)
+    groups = plan.cells_outside * plan.chunks
     rows = min(groups, GRADIENT_ROWS, max(1, x.size // (4 * w.size))) if inside else 1
-    dw, db = np.zeros((2, rows, w.size if inside else 1))
+    family = "lanes_backward" if plan.lanes else "runs_backward"
+    size, count = x.size, groups * plan.blocks
+    fixed = (flat(x), steps.integers, steps.kept, steps.outer, state, w)
 
-    def run(stage: int, count: int, part: Array) -> None:
+    def run(dy: Array, through: bool) -> tuple[Array, Array, Array]:
         from keepnorm.kernels.launch import run as launch
 
-        family = "lanes_backward" if plan.lanes else "runs_backward"
-        launch(
-            family, min(threads_for(x.size), count), count, stage, flat(x), flat(dx), flat(dy), steps.integers, steps.kept,
-            steps.outer, part, state, totals, w, dw, db, eps, center, inside, through,
-        )  # fmt: skip
+        dx = np.empty_like(dy)
+        totals = np.empty((2, plan.cells))
+        dw, db = np.zeros((2, rows, w.size if inside else 1))
+        memory, integers, kept, outer, *parts = fixed
+        given_and_wanted = (memory, flat(dx), flat(dy), integers, kept, outer)
+        rest = (*parts[:1], totals, *parts[1:], dw, db, eps, center, inside, through)
 
-    nothing = np.empty((1, 2, 1))
-    if inside:
-        run(ROWS, rows, nothing)
-    elif plan.blocks == 1 or (plan.fused and groups >= threads_for(x.size)):
-        run(CELLS, groups, nothing)
-    else:
-        part = np.empty((groups * plan.blocks, 2, plan.chunk))
-        run(SUMS, groups * plan.blocks, part)
-        run(ADD, groups, part)
-        run(GRADIENT, groups * plan.blocks, nothing)
-    if inside:
-        sums = [steps.to_affine(total.sum(0), axes) for total in (dw, db)]
-    else:
-        sums = _over_cells(steps, axes, totals, state, eps, center)
-    return dx, *(_as(total, given) for total, given in zip(sums, (weight, bias), strict=True))
+        def stage(number: int, tasks: int, part: Array = _NO_PART) -> None:
+            launch(family, min(threads_for(size), tasks), tasks, number, *given_and_wanted, part, *rest)
+
+        if inside:
+            stage(ROWS, rows)
+            return dx, steps.to_affine(dw.sum(0), axes), steps.to_affine(db.sum(0), axes)
+        if plan.blocks == 1 or (plan.fused and groups >= threads_for(size)):
+            stage(CELLS, groups)
+        else:
+            part = np.empty((count, 2, plan.chunk))
+            stage(SUMS, count, part)
+            stage(ADD, groups, part)
+            stage(GRADIENT, count)
+        return dx, *(_over_cells(steps, axes, totals, state, eps, center) if given else totals)
+
+    return run
 
 
-def _over_cells(steps: Walk, axes: Axes, totals: Array, state: Array, eps: float, center: bool) -> list[Array]:
+def _over_cells(steps: Walk, axes: Axes, totals: Array, state: Array, eps: float, center: bool) -> tuple[Array, Array]:
     """Gradients of weights that each hold for whole cells: sums over the cells that share one."""
     mean = state[1] + state[2]
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty cell has no variance, a constant may have the root 0
-        var = state[3] / state[0]
-        scale = 1 / np.sqrt(var + (eps if center else eps + mean * mean))
+        scale = 1 / np.sqrt(state[3] / state[0] + (eps if center else eps + mean * mean))
+    dweight, dbias = steps.to_cells(totals[1] * scale, axes), steps.to_cells(totals[0], axes)
     other = tuple(i for i, a in enumerate(axes.keep) if a not in axes.affine)
-    return [steps.to_cells(total, axes).sum(other) for total in (totals[1] * scale, totals[0])]
+    return (dweight.sum(other), dbias.sum(other)) if other else (dweight, dbias)
 
 
 def _as(total: Array, given: Array | None) -> Array | None:
     """A gradient with the shape and the dtype of what it belongs to."""
-    if given is None:
-        return None
-    return total.reshape(given.shape).astype(given.dtype) if prod(given.shape) else np.zeros_like(given)
+    return None if given is None else total.reshape(given.shape).astype(given.dtype)

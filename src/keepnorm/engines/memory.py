@@ -203,6 +203,7 @@ def state_of(moments: Moments, steps: Walk) -> Array:
     """Moments as a state of the kernels; without a count, M2 holds the variance itself."""
     count = 1 if moments.count is None else moments.count
     state = np.empty((4, steps.plan.cells))
-    for row, values in enumerate((count, moments.shift, moments.delta, moments.m2)):
-        state[row] = steps.from_cells(np.broadcast_to(values, moments.shape))
+    state[0] = count if isinstance(count, int) else steps.from_cells(count)
+    for row, values in zip(state[1:], (moments.shift, moments.delta, moments.m2), strict=True):
+        row[:] = steps.from_cells(values)
     return state

@@ -84,6 +84,27 @@ def gradient_row(x, dx, dy, mean, low, weight, level, scale, slope):
 
 
 @helper
+def gradient_rows(x, x0, x_step, dx, y0, y_step, dy, z0, z_step, mean, low, weight, level, scale, slope):
+    """Two rows at once: the coefficients of a lane are loaded once for both."""
+    n = mean.size
+    xa = x[x0 : x0 + n]
+    xb = x[x0 + x_step : x0 + x_step + n]
+    ya = dx[y0 : y0 + n]
+    yb = dx[y0 + y_step : y0 + y_step + n]
+    za = dy[z0 : z0 + n]
+    zb = dy[z0 + z_step : z0 + z_step + n]
+    for i in range(n):
+        m = mean[i]
+        e = low[i]
+        w = weight[i]
+        c = level[i]
+        a = scale[i]
+        b = slope[i]
+        store(ya, i, (difference(za[i], 0.0) * w - c) * a + ((difference(xa[i], 0.0) - m) - e) * b)
+        store(yb, i, (difference(zb[i], 0.0) * w - c) * a + ((difference(xb[i], 0.0) - m) - e) * b)
+
+
+@helper
 def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
     """Add the rows of block b to the sums of their lanes; `width` lanes are one step of the inner axis."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -191,21 +212,37 @@ def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, tot
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
     width = cells * plan[LANE_REDUCED]
+    full = fold * width
+    x_step = plan[INNER_X]
+    y_step = plan[INNER_Y]
+    z_step = plan[INNER_Z]
     last = -1
     for p in range(p0, p1):
         x0 = starts[0] + offset(outer, p, X)
         y0 = starts[1] + offset(outer, p, Y)
         z0 = starts[2] + offset(outer, p, Z)
+        position = a + offset(outer, p, AFFINE)
         i = i0
+        if plan[INNER_AFFINE] == 0:
+            if position != last:
+                set_gradient(plan, state, totals, cell, position, cells, weight, inside, through, center, lanes)
+                last = position
+            while i + 2 * fold <= i1:
+                gradient_rows(
+                    x, x0 + i * x_step, fold * x_step, dx, y0 + i * y_step, fold * y_step, dy, z0 + i * z_step, fold * z_step,
+                    lanes[MEAN, :full], lanes[LOW, :full], lanes[WEIGHT, :full], lanes[LEVEL, :full], lanes[SCALE, :full],
+                    lanes[SLOPE, :full],
+                )  # fmt: skip
+                i += 2 * fold
         while i < i1:
-            j = a + offset(outer, p, AFFINE) + i * plan[INNER_AFFINE]
+            j = position + i * plan[INNER_AFFINE]
             if j != last:
                 set_gradient(plan, state, totals, cell, j, cells, weight, inside, through, center, lanes)
                 last = j
             n = min(fold, i1 - i) * width
-            xi = x0 + i * plan[INNER_X]
-            yi = y0 + i * plan[INNER_Y]
-            zi = z0 + i * plan[INNER_Z]
+            xi = x0 + i * x_step
+            yi = y0 + i * y_step
+            zi = z0 + i * z_step
             gradient_row(
                 x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n],
                 lanes[MEAN, :n], lanes[LOW, :n], lanes[WEIGHT, :n], lanes[LEVEL, :n], lanes[SCALE, :n], lanes[SLOPE, :n],
