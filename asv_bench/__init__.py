@@ -1,0 +1,1 @@
+"""Benchmarks: `benchmarks/` is what asv runs, `python -m asv_bench.targets` measures the speeds that keepnorm promises."""
