@@ -14,11 +14,13 @@ array([1., 1., 1.], dtype=float32)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from keepnorm.accumulator import Accumulator
+
 # Not later: importing the module keepnorm.explain would put it in the place of the function of that name.
 from keepnorm.explain import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
-from keepnorm.moments import Accumulator, Moments
+from keepnorm.moments import Moments
 from keepnorm.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from operator import index
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 Keep = int | Sequence[int] | str
 
@@ -154,7 +154,7 @@ def as_ints(axes: int | Iterable[int], name: str) -> tuple[int, ...]:
         return (axes,)
     if isinstance(axes, str) or axes is None or isinstance(axes, bool):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {axes!r}")
-    if hasattr(axes, "__index__") and getattr(axes, "ndim", 0) == 0:  # an array of one value is a sequence, too
+    if isinstance(axes, SupportsIndex) and getattr(axes, "ndim", 0) == 0:  # an array of one value is a sequence, too
         return (index(axes),)
     if not isinstance(axes, Iterable):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {type(axes).__name__}")

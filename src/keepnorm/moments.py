@@ -5,8 +5,6 @@ of the data, so that delta and M2 are small numbers that have lost nothing, howe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import Any, Self
 
 from array_api_compat import array_namespace
@@ -76,9 +74,7 @@ class Moments:
         self.export = export
 
     @classmethod
-    def from_mean_var(
-        cls, mean: Array, var: Array, *, keep: int | Sequence[int], ndim: int, count: Any = None
-    ) -> Self:
+    def from_mean_var(cls, mean: Array, var: Array, *, keep: int | Sequence[int], ndim: int, count: Any = None) -> Self:
         """Moments from given running statistics, such as a framework's.
 
         Parameters
@@ -103,7 +99,9 @@ class Moments:
         if mean.shape != var.shape:
             raise ValueError(f"mean and var must have one shape; got {tuple(mean.shape)} and {tuple(var.shape)}")
         if mean.ndim != len(axes):
-            raise ValueError(f"keep={keep} keeps {len(axes)} axes, so mean must have {len(axes)}; got shape {tuple(mean.shape)}")
+            raise ValueError(
+                f"keep={keep} keeps {len(axes)} axes, so mean must have {len(axes)}; got shape {tuple(mean.shape)}"
+            )
         if count is not None:
             if isinstance(count, float) or (not hasattr(count, "shape") and count < 0):
                 raise ValueError(f"count must be a whole number of at least 0; got {count}")
@@ -280,64 +278,8 @@ class Moments:
         return xp.astype(values, getattr(xp, self.dtype))
 
 
-class Accumulator:
-    """Moments of a stream: any number of batches, of any size.
-
-    Parameters
-    ----------
-    keep : int, tuple of int, or pattern
-        The axes that survive, the same for every batch.
-
-    Examples
-    --------
-    >>> import numpy as np, keepnorm as kn
-    >>> seen = kn.Accumulator(keep=-1)
-    >>> for batch in np.arange(12.0).reshape(3, 2, 2):
-    ...     seen.update(batch)
-    >>> seen.moments.count, seen.moments.mean
-    (6, array([5., 6.]))
-    """
-    # Binary counter of partial moments: slot i holds 2**i batches, so that a long stream merges like a tree.
-
-    def __init__(self, keep: Any, *, measure: Callable[..., Moments] | None = None) -> None:
-        self.keep = keep
-        self._measure = measure
-        self._slots: list[Moments | None] = []
-
-    def update(self, batch: Array, where: Array | None = None) -> None:
-        """Add the values of a batch; with `where`, only those where it is true."""
-        measure = self._measure
-        if measure is None:
-            from keepnorm.functional import moments as measure
-        carry = measure(batch, self.keep, where=where)
-        for slot in (s for s in self._slots if s is not None):
-            if slot.shape != carry.shape or slot.keep != carry.keep or slot.ndim != carry.ndim:
-                slot.merge(carry)  # raises, before anything has changed
-        for i, slot in enumerate(self._slots):
-            if slot is None:
-                self._slots[i] = carry
-                return
-            carry = slot.merge(carry)
-            self._slots[i] = None
-        self._slots.append(carry)
-
-    @property
-    def moments(self) -> Moments:
-        """The moments of all batches so far.
-
-        Raises
-        ------
-        ValueError
-            If there was no batch yet.
-        """
-        filled = [slot for slot in reversed(self._slots) if slot is not None]
-        if not filled:
-            raise ValueError("no batch yet: the accumulator has no moments before its first update")
-        return reduce(add, filled)
-
-
 def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
-    """The merged (K, delta, M2); kernels/cpu.py has the same formula for scalars, and a test holds them equal."""
+    """The merged (K, delta, M2); kernels/scalars.py has the same formula for scalars, and a test holds them equal."""
     if isinstance(a.count, int) and isinstance(b.count, int):
         n = a.count + b.count
         share, weight = b.count / n, a.count / n * b.count
@@ -351,7 +293,9 @@ def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
     d = (b.shift - a.shift) + (b.delta - a.delta)
     finite = xp.isfinite(d)
     # An infinite value makes the mean infinite; the difference of two infinities would make it NaN.
-    delta = xp.where(finite, a.delta + xp.where(finite, d, xp.zeros_like(d)) * share, a.delta + (b.delta + (b.shift - a.shift)))
+    delta = xp.where(
+        finite, a.delta + xp.where(finite, d, xp.zeros_like(d)) * share, a.delta + (b.delta + (b.shift - a.shift))
+    )
     m2 = a.m2 + b.m2 + d * d * weight
     shift = a.shift + xp.zeros_like(delta)
     if a_empty is not None:

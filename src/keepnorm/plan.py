@@ -74,7 +74,7 @@ class Plan:
     fused : bool
         Whether all the data of one task's cells fit the cache, so that moments and affine step run one after the other.
     cell_order, affine_order : tuple of (int, bool)
-        The kept and the affine axes in the order of the cell and affine indices, outermost first, and whether each is turned round.
+        The kept and the affine axes in the order of the cell and affine indices, and whether each is turned round.
     """
 
     lanes: bool
@@ -133,7 +133,9 @@ class Plan:
             for b in range(self.blocks):
                 p0, p1, i0, i1 = self.block(b)
                 positions = list(product(*(range(a.size) for a in self.outer)))[p0:p1]
-                for outer, i, k, r in product(positions, range(i0, i1), range(self.lane_kept.size), range(self.lane_reduced.size)):
+                for outer, i, k, r in product(
+                    positions, range(i0, i1), range(self.lane_kept.size), range(self.lane_reduced.size)
+                ):
                     axes = (*self.kept, *self.outer, self.inner, self.lane_kept, self.lane_reduced)
                     steps = (*kept, *outer, i, k, r)
                     totals = [sum(n * axis[column] for n, axis in zip(steps, axes, strict=True)) for column in range(1, 7)]

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from keepnorm.accumulator import Accumulator
 from keepnorm.axes import Keep, resolve
-from keepnorm.moments import Accumulator, Moments
+from keepnorm.moments import Moments
 from keepnorm.readers import Source
 
 

@@ -47,7 +47,9 @@ def vjp(
         if dy.shape != x.shape:
             raise ValueError(f"dy has shape {dy.shape}, but the result has shape {x.shape}")
         if run is None:
-            return Gradients(np.empty(x.shape, dtype), *(None if a is None else np.zeros(a.shape, a.dtype) for a in (weight, bias)))
+            return Gradients(
+                np.empty(x.shape, dtype), *(None if a is None else np.zeros(a.shape, a.dtype) for a in (weight, bias))
+            )
         if dy.strides != x.strides or dy.dtype != dtype or not dy.flags.aligned:
             dy = _like(x, dtype, dy)
         dx, dweight, dbias = run(dy, through)
@@ -64,7 +66,9 @@ def _dense(x: Array) -> Array:
     if x.flags.c_contiguous:
         return x
     span = sum(abs(step) * (n - 1) for n, step in zip(x.shape, x.strides, strict=True)) // x.itemsize + 1
-    return x if x.size in (0, span) and all(step > 0 for n, step in zip(x.shape, x.strides, strict=True) if n > 1) else x.copy()
+    return (
+        x if x.size in (0, span) and all(step > 0 for n, step in zip(x.shape, x.strides, strict=True) if n > 1) else x.copy()
+    )
 
 
 def _like(x: Array, dtype: np.dtype[Any], dy: Array) -> Array:

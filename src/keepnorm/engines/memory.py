@@ -143,8 +143,8 @@ def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...] | None, int], ...]) ->
         ],
         np.int64,
     )
-    tables = (np.array(table, np.int64).reshape(len(table), 7) for table in (plan.kept, plan.outer))
-    return Walk(plan, integers, *tables, _in_order(plan.cell_order), _in_order(plan.affine_order))
+    kept, outer = (np.array(table, np.int64).reshape(len(table), 7) for table in (plan.kept, plan.outer))
+    return Walk(plan, integers, kept, outer, _in_order(plan.cell_order), _in_order(plan.affine_order))
 
 
 @lru_cache(maxsize=4096)

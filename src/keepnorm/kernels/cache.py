@@ -37,7 +37,9 @@ def entry(parallel: bool = False) -> Callable[[F], F]:
 
 def helper(function: F) -> F:
     """Decorate what only kernels call. Its sums may be reordered, so that they become vectors."""
-    inner: F = njit(nogil=True, error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    inner: F = njit(nogil=True, error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        function
+    )
     return inner
 
 
@@ -58,7 +60,7 @@ def folder() -> str:
         elif sys.platform == "darwin":
             chosen = str(Path.home() / "Library" / "Caches")
         else:
-            chosen = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            chosen = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     path = Path(chosen) / "keepnorm"
     try:
         path.mkdir(parents=True, exist_ok=True)

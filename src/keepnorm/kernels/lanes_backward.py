@@ -24,8 +24,8 @@ from keepnorm.kernels.scalars import (
     KEPT_AFFINE,
     LANE_KEPT,
     LANE_REDUCED,
-    N,
     REDUCED_AFFINE,
+    N,
     X,
     Y,
     Z,
@@ -120,7 +120,16 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
         i = i0
         while i + 4 * fold <= i1:
             add_rows(
-                x, x0 + i * plan[INNER_X], fold * plan[INNER_X], dy, z0 + i * plan[INNER_Z], fold * plan[INNER_Z], mean, low, s, q
+                x,
+                x0 + i * plan[INNER_X],
+                fold * plan[INNER_X],
+                dy,
+                z0 + i * plan[INNER_Z],
+                fold * plan[INNER_Z],
+                mean,
+                low,
+                s,
+                q,
             )
             i += 4 * fold
         while i < i1:
@@ -319,5 +328,21 @@ def tasks(
                 starts = (x_start, y_start, z_start)
                 for b in range(b0, b1):
                     block_gradient(
-                        x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes
+                        x,
+                        dx,
+                        dy,
+                        plan,
+                        outer,
+                        starts,
+                        a,
+                        b,
+                        cell,
+                        cells,
+                        state,
+                        totals,
+                        weight,
+                        inside,
+                        through,
+                        center,
+                        lanes,
                     )

@@ -1,6 +1,8 @@
 """Run the tasks of a stage on one thread or on several."""
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from numba import prange, typeof, types
 from numba.core import cgutils
@@ -8,8 +10,8 @@ from numba.extending import intrinsic
 
 from keepnorm.kernels.cache import entry
 
-_addresses = {}
-_tasks = {}
+_addresses: dict[Any, int] = {}
+_tasks: dict[str, Callable[..., None]] = {}
 
 
 def run(family, threads, count, stage, *arguments):

@@ -140,7 +140,7 @@ def _difference(value, shift):
 
 
 def anchor(value):
-    """The value as the shift K of its block: itself as float64 (64-bit integers with the last bits cleared), 0 if not finite."""
+    """The value as the shift K of its block: as float64 (64-bit integers with the last bits cleared), 0 if not finite."""
 
 
 @overload(anchor)
@@ -166,7 +166,7 @@ def is_wide(x):
 @overload(is_wide)
 def _is_wide(x):
     wide = x.dtype is types.float64
-    return lambda x: wide
+    return lambda x: wide  # noqa: ARG005
 
 
 def store(y, i, value):
@@ -296,7 +296,7 @@ def is_narrow(y):
 @overload(is_narrow)
 def _is_narrow(y):
     narrow = y.dtype is not types.float64
-    return lambda y: narrow
+    return lambda y: narrow  # noqa: ARG005
 
 
 @exact

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 # Fewer values than this take less time on one thread than a second thread takes to wake.
 SERIAL = 65536
@@ -122,6 +123,6 @@ def _launch() -> int:
 def _workers_are_gone() -> bool:
     """Whether someone launched Numba's threads before a fork that happened before keepnorm was imported."""
     try:
-        return len(os.listdir("/proc/self/task")) == 1
+        return len(list(Path("/proc/self/task").iterdir())) == 1
     except OSError:
         return False
