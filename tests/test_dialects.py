@@ -361,3 +361,16 @@ def test_fact_tf_keras_fused(rng):
     bn.state = bn.state._replace(var=ones * np.float32(1e-6))
     y = fused(1e-7, mean=zeros, variance=ones * 1e-6)[0]
     assert_within(bn(x, training=False), np.asarray(y, "f8"), 32 * ulp(y, "f4"))
+
+
+def test_fact_mlx(rng):
+    mx, nn = pytest.importorskip("mlx.core"), pytest.importorskip("mlx.nn")
+    layer = nn.BatchNorm(5)
+    bn = load("mlx", layer.state)
+    assert (layer.eps, layer.momentum) == (bn.eps, CONVENTIONS["mlx"].default_momentum)
+    for x in steps(rng):
+        close(bn(x, training=True), layer(mx.array(x)), "output")
+    for name, value in layer.state.items():
+        close(dump("mlx", bn)[name], value, name)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        layer(mx.ones((1, 5)))
