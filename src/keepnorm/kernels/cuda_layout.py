@@ -193,7 +193,7 @@ def _tile(short: int, kept: int, wide: int, shape: Shape) -> tuple[int, int]:
     """How many cells lie side by side in one tile, in whole vectors, and on how many threads; 0 if no tile can have them."""
     across = min(shape.warp, _power(_up(short * kept, wide)))
     while across <= shape.threads:
-        chunk = across * wide // short
+        chunk = min(across * wide // short, shape.threads)  # a thread finishes each cell
         if chunk >= kept:
             return kept, across
         chunk -= chunk % (wide // gcd(short, wide))
