@@ -41,6 +41,10 @@ class Axes:
     affine: tuple[int, ...]
     origin: tuple[int, ...]
 
+    def __hash__(self) -> int:
+        """Cheaper than that of all fields: axes are looked up in every call."""
+        return hash((self.source, self.keep))
+
     @property
     def reduce(self) -> tuple[int, ...]:
         """The axes of `shape` that are not kept."""

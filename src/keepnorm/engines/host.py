@@ -32,8 +32,8 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
         return _no_data(x, axes)
     steps = walk(plain(axes), (x,))
     state = np.empty((4, steps.plan.cells))
-    _reduce((flat(x), _NO_OUTPUT, steps, state, *UNIT, 0.0, True), x.size)
-    return _to_moments(state, steps, axes, x.dtype.name)
+    _reduce((flat(x), _NO_OUTPUT, steps, state, *UNIT, 0.0, True), threads_for(x.size))
+    return _to_moments(state, steps, axes, x.dtype)
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:
@@ -44,7 +44,7 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
         steps = walk(axes, (x, target))
         state = np.zeros((4, steps.plan.cells))
         state[0] = state[3] = 1.0
-        _apply((flat(x), flat(target), steps, state, *parameters(steps, scale, shift), 0.0, True), x.size)
+        _apply((flat(x), flat(target), steps, state, *parameters(steps, scale, shift), 0.0, True), threads_for(x.size))
     return _finish(result, target)
 
 
@@ -109,48 +109,45 @@ def _normalize(
 ) -> Callable[[], Moments]:
     """Write y; give back how to make the moments that were used, since making them takes longer than a small kernel."""
     steps = walk(axes if weight is not None or bias is not None else plain(axes), (x, y))
-    plan = steps.plan
     w, b = parameters(steps, weight, bias)
     if given is None and where is not None:
         given = moments(x, axes, where)
     if given is not None:
-        _apply((flat(x), flat(y), steps, state_of(given, steps), w, b, eps, center), x.size)
+        _apply((flat(x), flat(y), steps, state_of(given, steps), w, b, eps, center), threads_for(x.size))
         return lambda: given
-    state = np.empty((4, plan.cells))
+    state = np.empty((4, steps.plan.cells))
     arguments = (flat(x), flat(y), steps, state, w, b, eps, center)
-    groups = plan.cells_outside * plan.chunks
-    if plan.fused and groups >= threads_for(x.size):
+    threads = threads_for(x.size)
+    if steps.plan.fused and steps.groups >= threads:
         # Each group of cells meets the cache for its affine step.
-        _run(FORWARD, groups, _NO_PART, arguments, x.size)
+        _run(FORWARD, steps.groups, _NO_PART, arguments, threads)
     else:
-        _reduce(arguments, x.size)
-        _apply(arguments, x.size)
-    return partial(_to_moments, state, steps, axes, x.dtype.name)
+        _reduce(arguments, threads)
+        _apply(arguments, threads)
+    return partial(_to_moments, state, steps, axes, x.dtype)
 
 
-def _reduce(arguments: tuple[Any, ...], size: int) -> None:
+def _reduce(arguments: tuple[Any, ...], threads: int) -> None:
     """Fill the state: cell by cell where there are enough cells for all threads, else block by block."""
-    plan = arguments[2].plan
-    groups = plan.cells_outside * plan.chunks
-    threads = threads_for(size)
+    steps = arguments[2]
+    plan, groups = steps.plan, steps.groups
     if threads == 1 or plan.blocks == 1 or groups >= 4 * threads:
-        _run(MOMENTS, groups, _NO_PART, arguments, size)
+        _run(MOMENTS, groups, _NO_PART, arguments, threads)
         return
     part = np.empty((groups * plan.blocks, 4, plan.chunk))
-    _run(STATES, groups * plan.blocks, part, arguments, size)
-    _run(MERGE, groups, part, arguments, size if plan.cells * plan.blocks > SERIAL // 16 else 0)
+    _run(STATES, groups * plan.blocks, part, arguments, threads)
+    _run(MERGE, groups, part, arguments, threads if plan.cells * plan.blocks > SERIAL // 16 else 1)
 
 
-def _apply(arguments: tuple[Any, ...], size: int) -> None:
-    plan = arguments[2].plan
-    _run(APPLY, plan.cells_outside * plan.chunks * plan.blocks, _NO_PART, arguments, size)
+def _apply(arguments: tuple[Any, ...], threads: int) -> None:
+    steps = arguments[2]
+    _run(APPLY, steps.groups * steps.plan.blocks, _NO_PART, arguments, threads)
 
 
-def _run(stage: int, count: int, part: Array, arguments: tuple[Any, ...], size: int) -> None:
-    """Run the tasks of one stage, on as many threads as are safe and worth waking."""
+def _run(stage: int, count: int, part: Array, arguments: tuple[Any, ...], threads: int) -> None:
+    """Run the tasks of one stage."""
     x, y, steps, *rest = arguments
-    family = "lanes" if steps.plan.lanes else "runs"
-    _launch()(family, min(threads_for(size), count), count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
+    _launch()(steps.family, min(threads, count), count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
 
 
 @cache
@@ -161,10 +158,10 @@ def _launch() -> Callable[..., None]:
     return run
 
 
-def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: str) -> Moments:
+def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: np.dtype[Any]) -> Moments:
     """A state of the kernels, whose counts are all equal, as Moments."""
     shift, delta, m2 = (steps.to_cells(row, axes) for row in state[1:])
-    return Moments(axes.count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype))
+    return Moments(axes.count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype.name))
 
 
 def _no_data(x: Array, axes: Axes) -> Moments:
@@ -177,11 +174,15 @@ def _outputs(x: Array, out: Array | None) -> tuple[Array, Array]:
     if out is None:
         result = np.empty_like(x, dtype=_result_dtype(x.dtype), subok=False)
         return result, result
-    same = out.strides == x.strides and out.__array_interface__["data"][0] == x.__array_interface__["data"][0]
-    writable = out.dtype.isnative and out.flags.aligned and not any(s % out.itemsize for s in out.strides)
-    if writable and (same or not np.may_share_memory(x, out)):
+    if readable(out) is out and (not np.may_share_memory(x, out) or _same_memory(x, out)):
         return out, out
     return out, np.empty_like(x, dtype=out.dtype.newbyteorder("="), subok=False)
+
+
+def _same_memory(x: Array, out: Array) -> bool:
+    """Whether each value of `out` has the place of the same value of x."""
+    starts = (a.__array_interface__["data"][0] for a in (x, out))
+    return x is out or (out.strides == x.strides and next(starts) == next(starts))
 
 
 def _finish(result: Array, target: Array) -> Array:

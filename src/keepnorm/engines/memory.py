@@ -26,6 +26,8 @@ class Walk(NamedTuple):
     outer: Array
     cells_in_order: bool
     affine_in_order: bool
+    family: str  # of kernels
+    groups: int  # of cells that one task takes together
 
     def to_cells(self, values: Array, axes: Axes) -> Array:
         """Values of the plan's cells, as an array of the kept shape."""
@@ -100,14 +102,16 @@ def flat(x: Array) -> Array:
     return whole.view(x.dtype if x.dtype in _PLAIN else _record_types()[x.dtype.name])
 
 
-def walk(axes: Axes, arrays: tuple[Array | None, ...]) -> Walk:
-    """The plan for arrays of one shape that are walked together: x, y, dy and mask; None for one that is not there."""
-    present = tuple((a.strides, a.itemsize) if a is not None else (None, 1) for a in arrays)
-    return _walk(axes, present)
+def walk(axes: Axes, arrays: tuple[Array, ...]) -> Walk:
+    """The plan for arrays of one shape that are walked together: x, and what comes with it."""
+    if len(arrays) == 2:  # the most usual call, spelt out: a small kernel takes less time than a generator
+        x, y = arrays
+        return _walk(axes, ((x.strides, x.itemsize), (y.strides, y.itemsize)))
+    return _walk(axes, tuple((a.strides, a.itemsize) for a in arrays))
 
 
 @lru_cache(maxsize=4096)
-def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...] | None, int], ...]) -> Walk:
+def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) -> Walk:
     shape = axes.shape
     steps = tuple(_split_strides(axes, strides, itemsize) for strides, itemsize in arrays)
     plan = make_plan(shape, axes.keep, axes.affine, steps, arrays[0][1])
@@ -143,8 +147,9 @@ def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...] | None, int], ...]) ->
         ],
         np.int64,
     )
+    family, groups = "lanes" if plan.lanes else "runs", plan.cells_outside * plan.chunks
     kept, outer = (np.array(table, np.int64).reshape(len(table), 7) for table in (plan.kept, plan.outer))
-    return Walk(plan, integers, kept, outer, _in_order(plan.cell_order), _in_order(plan.affine_order))
+    return Walk(plan, integers, kept, outer, _in_order(plan.cell_order), _in_order(plan.affine_order), family, groups)
 
 
 @lru_cache(maxsize=4096)
@@ -153,10 +158,8 @@ def plain(axes: Axes) -> Axes:
     return replace(axes, affine=())
 
 
-def _split_strides(axes: Axes, strides: tuple[int, ...] | None, itemsize: int) -> tuple[int, ...]:
+def _split_strides(axes: Axes, strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Strides in elements for the split shape: an axis split into (g, c) has the strides (c * stride, stride)."""
-    if strides is None:
-        return (0,) * len(axes.shape)
     steps = []
     for a, source in enumerate(axes.origin):
         behind = prod(axes.shape[b] for b in range(a + 1, len(axes.shape)) if axes.origin[b] == source)
