@@ -28,7 +28,7 @@ class Data(NamedTuple):
     where: Array | None
     mean: Array  # given moments: of the inference, or the running ones before an update
     var: Array
-    decay: float
+    decay: float  # a float32 value, because ONNX stores it as one
 
 
 def parameter_dtype(dtype: str) -> np.dtype:
@@ -48,7 +48,7 @@ def load(case: Case) -> Data:
     bias = np.asarray(rng.integers(-16, 17, case.affine_shape) / 16, parameters) if case.bias else None
     mean = np.asarray(offset + scale * rng.standard_normal(case.kept_shape) / 4, parameters)
     var = np.asarray(scale * scale * (0.5 + rng.random(case.kept_shape)), parameters)
-    return Data(x, weight, bias, dy, _mask(case, rng), mean, var, float(rng.choice((0.9, 0.99, 0.5))))
+    return Data(x, weight, bias, dy, _mask(case, rng), mean, var, float(rng.choice((0.875, 0.96875, 0.5))))
 
 
 def _values(case: Case, rng: np.random.Generator) -> tuple[Array, float, float]:

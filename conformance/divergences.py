@@ -17,6 +17,11 @@ from .verdict import Verdict
 FOLDER = Path(__file__).parent / "divergences"
 UNEXPLAINED = "unexplained"
 
+# Times the rule. A divergence is filed from 1, what is not on file fails from 2, what is on file has gone at 0.5: last bits
+# of most peers depend on the processor.
+UNEXPECTED = 2.0
+GONE = 0.5
+
 
 class Row(NamedTuple):
     """One class of divergences."""

@@ -122,12 +122,12 @@ def _where(cause: dict[str, str]) -> str:
 def _gallery(peers: dict[str, Any]) -> str:
     shown = []
     for name in peers:
+        title = f"{name} (KERAS_BACKEND={name.partition('_')[2]})" if name.startswith("keras_") else name
         for cause in divergences.load(name).causes.values():
             if "reproduce" in cause:
-                where = f" Source: {_where(cause)}." if _where(cause) else ""
-                shown.append(
-                    f"### {name}: {cause['text']}\n\n```python\n{cause['reproduce'].strip()}\n```\n\n{where.strip()}".strip()
-                )
+                where = f"Source: {_where(cause)}." if _where(cause) else ""
+                code = f"```python\n{cause['reproduce'].strip()}\n```"
+                shown.append(f"### {title}: {cause['text']}\n\n{code}\n\n{where}".strip())
     return "\n\n".join(shown)
 
 

@@ -21,7 +21,9 @@ def answer(
     case: Case, data: Data, apply: Apply, view: View, parameters: tuple[int, ...], statistics: tuple[int, ...]
 ) -> Answer:
     """The answer of a module, called through `apply`; its parameters and statistics have the shapes given."""
-    still = replace(case, layout="C", values="", eps=EPS_DEFAULT, seed=0)  # what is compiled depends on none of these
+    # What is compiled depends on none of these, and one function with gradients serves every training mode.
+    mode = "inference" if case.mode == "inference" else "backward"
+    still = replace(case, layout="C", values="", eps=EPS_DEFAULT, seed=0, correction=0, mode=mode)
     x, dy = view.there(data.x), view.there(data.dy)
     w, b = (None if p is None else p.reshape(parameters) for p in (data.weight, data.bias))
     mean, var = data.mean.reshape(statistics), data.var.reshape(statistics)
@@ -51,7 +53,7 @@ def _compiled(case: Case, apply: Apply) -> Callable[..., Any]:
             y, *moments = apply(case, x, w, b, mean, var, mask, eps, decay)
             return y, moments
 
-        if case.mode != "backward":
+        if case.mode == "inference":
             y, moments = forward(x, w, b)
             return y, *moments, None
         y, vjp, moments = jax.vjp(forward, x, w, b, has_aux=True)

@@ -109,8 +109,8 @@ def _tensorflow(case: Case, x: Array, given: Any, dy: Array, mask: Any, decay: f
     gradients = {}
     if case.mode == "backward":
         found = tape.gradient(y, list(leaves.values()), output_gradients=tf.constant(dy))
-        gradients = {k: None if g is None else np.asarray(g) for k, g in zip(leaves, found, strict=True)}
-    return np.asarray(y), {k: np.asarray(v.value) for k, v in variables.items()}, gradients
+        gradients = {k: None if g is None else np.asarray(g.numpy()) for k, g in zip(leaves, found, strict=True)}
+    return np.asarray(y.numpy()), {k: v.value.numpy() for k, v in variables.items()}, gradients
 
 
 def _torch(case: Case, x: Array, given: Any, dy: Array, mask: Any, decay: float) -> tuple[Array, Any, Any]:
@@ -130,7 +130,9 @@ def _torch(case: Case, x: Array, given: Any, dy: Array, mask: Any, decay: float)
 
 
 def _jax(case: Case, x: Array, given: Any, dy: Array, mask: Any, decay: float) -> tuple[Array, Any, Any]:
-    still = replace(case, layout="C", values="", eps=EPS_DEFAULT, seed=0)  # what is compiled depends on none of these
+    # What is compiled depends on none of these, and one function with gradients serves every training mode.
+    mode = "inference" if case.mode == "inference" else "backward"
+    still = replace(case, layout="C", values="", eps=EPS_DEFAULT, seed=0, correction=0, mode=mode)
     run, names, shapes = _compiled(still, x.shape)
     values = {k: np.ones(s) if given.get(k) is None else given[k].reshape(s) for k, s in zip(names, shapes, strict=True)}
     dtype = "float64" if case.dtype == "float64" else "float32"
@@ -161,7 +163,7 @@ def _compiled(case: Case, shape: tuple[int, ...]) -> tuple[Callable[..., Any], l
             return y, dict(zip(stored, new, strict=True))
 
         parameters = {k: values[k] for k in trained}
-        if case.mode != "backward":
+        if case.mode == "inference":
             y, new = forward(x, parameters)
             return y, new, {}
         y, vjp, new = jax.vjp(forward, x, parameters, has_aux=True)

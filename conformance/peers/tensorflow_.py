@@ -26,14 +26,19 @@ def answer(case: Case, data: Data) -> Answer:
         if case.mode == "backward":
             tape.watch(leaves)
         y, mean, var = _norm(case, data, x, w, b)
-    result = Answer(np.asarray(y))
+    result = Answer(values(y))
     if case.mode == "backward":
         gradients = tape.gradient(y, leaves, output_gradients=tf.constant(data.dy))
-        dx, dw, db = (None if t is None else np.asarray(gradients.pop(0)) for t in (x, w, b))
+        dx, dw, db = (None if t is None else values(gradients.pop(0)) for t in (x, w, b))
         return result._replace(dx=dx, dweight=dw, dbias=db)
     if case.mode == "inference":
         return result
     return result._replace(mean=_cells(mean, case), var=_cells(var, case))
+
+
+def values(t: Any) -> Array:
+    """The values of a tensor; a bfloat16 scalar is no array by itself."""
+    return np.asarray(t.numpy())
 
 
 def _norm(case: Case, data: Data, x: Any, w: Any, b: Any) -> tuple[Any, Any, Any]:
@@ -54,5 +59,5 @@ def _sizes(case: Case, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n if a in axes else 1 for a, n in enumerate(case.split_shape))
 
 
-def _cells(values: Any, case: Case) -> Array:
-    return np.asarray(values).reshape(case.kept_shape)
+def _cells(moments: Any, case: Case) -> Array:
+    return values(moments).reshape(case.kept_shape)
