@@ -54,16 +54,18 @@ def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
         if build is not general or not isinstance(words[0], str):
             refuse_keywords(sizes, takes)
         return _new(build, x, words, sizes, takes)
+    # 1, True and 1.0 are one key of a dict, but not all of them are axes: the types belong to the key.
+    types = tuple(map(type, words))
+    if tuple in types:
+        types += tuple(type(a) for word in words if type(word) is tuple for a in word)
     try:
-        # 1, True and 1.0 are one key of a dict, but not all of them are axes: the types belong to the key.
-        key = (build, type(x), x.shape, x.dtype, words, *map(type, words))
+        key = (build, type(x), x.shape, x.dtype, words, types)
         known = _CALLS.get(key)
     except (AttributeError, TypeError):  # x is no array, or a word is a list
         return _new(build, x, words, sizes, takes)
     if known is None:
         known = _new(build, x, words, sizes, takes)
-        # For the same reason a tuple is remembered only if it holds nothing but ints.
-        if known.axes is not None and all(type(a) is int for word in words if type(word) is tuple for a in word):
+        if known.axes is not None:
             if len(_CALLS) >= _MOST_CALLS:
                 _CALLS.clear()
             _CALLS[key] = known

@@ -1,0 +1,143 @@
+"""Any array in, the same kind out: library, dtype, shape and laziness, and values that the oracle accepts."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import keepnorm as kn
+from keepnorm import dispatch
+from keepnorm.precision import moments_name, result_name
+from tests import oracle
+from tests.backends import BACKENDS, CALLS, NAMES, SHAPES, kind, operands
+from tests.tolerance import assert_gradient, assert_moments, assert_output
+
+
+def dtype_of(name):
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+@pytest.mark.parametrize(("call", "shape"), [(c, s) for c in CALLS for s in SHAPES if len(s) >= CALLS[c].rank], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_function_answers_in_kind(rng, name, call, shape):
+    k, (_, ours, exact) = kind(name), CALLS[call]
+    x, p = operands(rng, shape)
+    given, parameter = k.make(x), k.make(p) if name != "xarray" else p
+    y = k.run(ours, given, parameter)
+    assert isinstance(y, k.type)
+    assert dispatch.dtype_name(y.dtype) == "float32"
+    assert tuple(y.shape) == shape
+    reference = exact(x, p)
+    if call == "normalize_vjp":
+        assert_gradient(k.read(y), reference, np.abs(reference).max() + 1, x.size, call)
+    else:
+        # What cancels in y: the terms of the affine step, or the digits of a bias beside the normalised value.
+        terms = np.abs(reference).max(initial=1) + np.abs(p).max(initial=1)
+        assert_output(k.read(y), reference, x.size, call, size=terms)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_moments_answer_in_kind(rng, name, shape):
+    k = kind(name)
+    x, _ = operands(rng, shape)
+
+    def ours(x):
+        m = kn.moments(x, -1)
+        return m.mean, m.var, m.std
+
+    mean, var, std = k.run(ours, k.make(x))
+    for part in (mean, var, std):
+        assert isinstance(part, k.type)
+        assert dispatch.dtype_name(part.dtype) == "float32"
+        assert tuple(part.shape) == shape[-1:]
+    seen = type("Read", (), {"mean": k.read(mean), "var": k.read(var), "std": k.read(std)})
+    assert_moments(seen, oracle.moments(x, -1), np.float32, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mask_leaves_values_out(rng, name):
+    k = kind(name)
+    x, _ = operands(rng, (3, 4, 5))
+    where = rng.random((3, 1, 5)) < 0.6
+    where[:, 0, 0] = False
+    mean = k.run(lambda x, w: kn.moments(x, -1, where=w).mean, k.make(x), where if name == "xarray" else k.make(where))
+    exact = oracle.moments(x, -1, where).mean.reshape(5)
+    exact[0] = np.nan
+    np.testing.assert_allclose(k.read(mean), exact, rtol=2**-23)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_dtype_of_the_table(rng, name):
+    k = kind(name)
+    for dtype in BACKENDS[name].dtypes:
+        x = (rng.random((4, 3, 5)) * 2 + 1).astype(dtype_of(dtype))
+        if name.startswith("jax") and dtype.endswith("64"):
+            continue  # test_jax has them, with x64 on
+        y, mean = k.run(lambda x: (kn.normalize(x, 1), kn.moments(x, 1).mean), k.make(x))
+        assert dispatch.dtype_name(y.dtype) == result_name(dtype), dtype
+        assert dispatch.dtype_name(mean.dtype) == moments_name(dtype), dtype
+        assert_output(k.read(y), oracle.normalize(x, 1), x.size, dtype)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", [name for name in NAMES if BACKENDS[name].kernels and name not in ("numpy", "dask")])
+def test_the_bits_are_those_of_numpy(rng, name, call):
+    k, (_, ours, _) = kind(name), CALLS[call]
+    for dtype in ("float16", "bfloat16", "float32"):
+        x, p = operands(rng, (3, 5, 2, 6), dtype_of(dtype))
+        y = k.run(ours, k.make(x), p if name == "xarray" else k.make(p))
+        assert k.read(y).tobytes() == ours(x, p).tobytes(), dtype
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "jax jit"])
+def test_out_is_taken_or_refused_as_the_table_says(rng, name):
+    k = kind(name)
+    x, _ = operands(rng, (3, 4, 5))
+    out = k.make(x) if name != "numpy" else np.empty_like(x)
+    if not BACKENDS[name].out:
+        with pytest.raises(TypeError, match="out= needs an array that can be written to"):
+            kn.normalize(k.make(x), 1, out=out)
+        return
+    assert kn.normalize(k.make(x), 1, out=out) is out
+    np.testing.assert_array_equal(k.read(out), k.read(kn.normalize(k.make(x), 1)))
+    with pytest.raises(ValueError, match="out must have the shape of x"):
+        kn.normalize(k.make(x), 1, out=k.make(x[1:]))
+    with pytest.raises(TypeError, match="out must have dtype float32"):
+        kn.normalize(k.make(x), 1, out=k.make(x.astype(np.float64)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("numpy", "jax", "jax jit", "dask", "xarray")])
+def test_a_weight_of_another_library_is_refused(rng, name):
+    k = kind(name)
+    x, p = operands(rng, (3, 4))
+    with pytest.raises(TypeError, match=r"weight must be an array of the library of x, \w+; got numpy.ndarray"):
+        kn.normalize(k.make(x), -1, p)
+
+
+def test_pandas_and_sparse_are_told_what_to_pass():
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(TypeError, match=r"pass x.to_numpy\(\)"):
+        kn.moments(pd.DataFrame({"a": [1.0]}), 1)
+
+
+def test_a_masked_array_is_told_what_to_pass():
+    x = np.ma.array([[1.0, 2.0], [3.0, 99.0]], mask=[[False, False], [False, True]])
+    with pytest.raises(TypeError, match=r"pass its values and its mask, x.data with where=~numpy.ma.getmaskarray\(x\)"):
+        kn.moments(x, 1)
+    np.testing.assert_array_equal(kn.moments(x.data, 1, where=~np.ma.getmaskarray(x)).mean, [2.0, 2.0])
+
+
+def test_a_memory_map_is_an_array(tmp_path, rng):
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(4, 3))
+    x[...] = rng.standard_normal((4, 3))
+    y = kn.normalize(x, 1)
+    assert type(y) is np.ndarray
+    np.testing.assert_array_equal(y, kn.normalize(np.array(x), 1))
+
+
+def test_a_remembered_call_does_not_excuse_another():
+    x = np.ones((4, 3), np.float32)
+    kn.moments(x, 1), kn.moments(x, (0, 1))
+    for wrong in (True, 1.0, (False, True), (0, 1.0)):
+        with pytest.raises(TypeError):
+            kn.moments(x, wrong)
