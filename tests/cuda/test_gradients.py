@@ -96,7 +96,7 @@ def test_given_moments_do_not_move(keep, affine, center, rng):
     zero = np.zeros_like(m)
     cells = oracle.Cells(np.full(m.shape, 1), m, zero, v, v + m * m)
     exact = oracle.gradients(x, dy, keep, weight, affine=affine, center=center, given=cells)
-    for got, reference in zip(vjp(dy), exact, strict=True):
+    for got, reference in zip(vjp(dy), exact[:3], strict=True):
         np.testing.assert_allclose(got, reference, rtol=1e-6, atol=1e-6)
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from keepnorm.axes import Axes
 from keepnorm.engines.cuda_memory import Library, Operand
-from keepnorm.engines.memory import _in_order, _split_strides
 from keepnorm.kernels import cuda
 from keepnorm.kernels.cuda_bodies import SUMS
 from keepnorm.kernels.cuda_layout import Cut, cut, pack
@@ -37,13 +36,29 @@ def walk(axes: Axes, operands: tuple[Operand | None, ...], wide: int) -> Walk:
 
 @lru_cache(maxsize=4096)
 def _walk(axes: Axes, operands: tuple[tuple[tuple[int, ...], int, int] | None, ...], wide: int) -> Walk:
-    steps = tuple(_split_strides(axes, *(o[:2] if o else (None, 1))) for o in operands)
+    nowhere = (0,) * len(axes.shape)
+    steps = tuple(_split_strides(axes, o[0], o[1]) if o else nowhere for o in operands)
     itemsize = operands[0][1] if operands[0] else 1
     plan = make_plan(axes.shape, axes.keep, axes.affine, steps, itemsize)
     offsets = [o[2] if o else 0 for o in operands] + [0] * (len(plan.base) - len(operands))
     plan = replace(plan, base=tuple(b + o for b, o in zip(plan.base, offsets, strict=True)))
     done = cut(plan, wide, cuda.SHAPE)
     return Walk(done, pack(done), {}, _in_order(plan.cell_order), _in_order(plan.affine_order))
+
+
+def _split_strides(axes: Axes, strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides in values for the split shape: an axis split into (g, c) has the strides (c * stride, stride)."""
+    steps = []
+    for a, source in enumerate(axes.origin):
+        behind = prod(axes.shape[b] for b in range(a + 1, len(axes.shape)) if axes.origin[b] == source)
+        steps.append(strides[source] // itemsize * behind)
+    return tuple(steps)
+
+
+def _in_order(order: tuple[tuple[int, bool], ...]) -> bool:
+    """Whether axes are ascending, none of them turned round."""
+    ranks = [a for a, _ in order]
+    return not any(turned for _, turned in order) and ranks == sorted(ranks)
 
 
 class Device(NamedTuple):

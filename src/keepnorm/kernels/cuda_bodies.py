@@ -3,12 +3,16 @@
 A thread has `wide` lanes. In registers, for each lane `j`:
 
 ========  ================================================================================================
-c         what belongs to the cell: K or mean, then rstd, low * rstd, and two sums of the backward step
+c         what belongs to the cell: K or mean, then rstd, low * rstd, and two shares of the backward step
 r         what belongs to the affine parameters: weight, bias (or, with the roles swapped, mean, rstd, low * rstd)
 acc       the sums
 ========  ================================================================================================
 
-``mean + low`` is the mean in two parts, so that ``hat = (x - mean) * rstd - low * rstd`` loses no digit to an offset.
+``mean + low`` is the mean in two parts, so that ``hat = (x - mean) * rstd - low * rstd`` loses no digit to an offset. An
+elementwise step joins c and r as soon as both are known, and keeps few numbers for each lane inside its loop::
+
+    y = (x - mean) * (rstd w) + (b - low rstd w)
+    dx = dy (rstd w) - (x - mean) (rstd^2 mean(g hat)) - rstd (mean(g) - low rstd mean(g hat))
 """
 
 from functools import cache
@@ -31,7 +35,10 @@ class Types(NamedTuple):
 
 
 class Body(NamedTuple):
-    """One value (`one`), neighbouring values (`whole`) and several vectors a step apart (`several`, `unroll` of them)."""
+    """One value (`one`), neighbouring values (`whole`) and several vectors a step apart (`several`, `unroll` of them).
+
+    `join` prepares lane j once its parameters were read.
+    """
 
     one: Any
     whole: Any
@@ -39,6 +46,7 @@ class Body(NamedTuple):
     unroll: int
     sums: int
     rows: str
+    join: Any
 
 
 # How many sums each reduction has, and what its rows of parameters are.
@@ -99,7 +107,7 @@ def _reduction(kind, t, term, both):
                 g.acc[2 * wide + j] += 1.0
 
         one = inlined(one)
-        return Body(one, None, None, 1, 3, "")
+        return Body(one, None, None, 1, 3, "", _no_join)
     if not both:
 
         def one(o, ix, iy, iz, im, j, g):
@@ -137,7 +145,7 @@ def _reduction(kind, t, term, both):
                 term(value3, 0, 0, g.c, g.r, g.acc)
 
         one = inlined(one)
-        return Body(one, inlined(whole) if wide > 1 else None, inlined(several), 4, 2, ROWS[kind])
+        return Body(one, inlined(whole) if wide > 1 else None, inlined(several), 4, 2, ROWS[kind], _no_join)
     one_z, all_z = load(t.z, 1), load(t.z, wide)
 
     def one(o, ix, iy, iz, im, j, g):
@@ -169,7 +177,7 @@ def _reduction(kind, t, term, both):
             term(value0, dy0, 0, g.c, g.r, g.acc)
             term(value1, dy1, 0, g.c, g.r, g.acc)
 
-    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 2, ROWS[kind])
+    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 2, ROWS[kind], _no_join)
 
 
 def _value(kind, t):
@@ -179,18 +187,37 @@ def _value(kind, t):
     if kind == "forward":
 
         def value(given, _, seen, j, c, r):
-            hat = (from_x(given) - c[j]) * c[wide + j] - c[2 * wide + j]
-            return to_y(hat * r[j] + r[wide + j])
+            return to_y((from_x(given) - c[j]) * r[j] + r[wide + j])
 
         return inlined(value)
     from_z = widen(t.z)
 
     def value(given, dy, seen, j, c, r):
-        hat = (from_x(given) - c[j]) * c[wide + j] - c[2 * wide + j]
-        share = c[3 * wide + j] + hat * c[4 * wide + j]
-        return to_y((from_z(dy) * r[j] - seen * share) * c[wide + j])
+        share = (from_x(given) - c[j]) * c[3 * wide + j] + c[4 * wide + j]
+        return to_y(from_z(dy) * r[j] - seen * share)
 
     return inlined(value)
+
+
+@inlined
+def _no_join(c, r, j):
+    """A reduction takes its parameters as they are."""
+
+
+def _join(kind, wide):
+    """Join weight and bias with what normalises the cell."""
+    if kind == "forward":
+
+        def join(c, r, j):
+            r[wide + j] -= r[j] * c[2 * wide + j]
+            r[j] *= c[wide + j]
+
+    else:
+
+        def join(c, r, j):
+            r[j] *= c[wide + j]
+
+    return inlined(join)
 
 
 def _elementwise(kind, t, value):
@@ -228,7 +255,7 @@ def _elementwise(kind, t, value):
                 one_y(o.y, iy + 2 * sy, value(value2, 0, 1.0, 0, g.c, g.r))
                 one_y(o.y, iy + 3 * sy, value(value3, 0, 1.0, 0, g.c, g.r))
 
-        return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 4, 0, rows)
+        return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 4, 0, rows, _join(kind, wide))
     one_z, all_z = load(t.z, 1), load(t.z, wide)
     one_mask = load("bool", 1)
     if masked:
@@ -237,7 +264,7 @@ def _elementwise(kind, t, value):
             seen = 1.0 if one_mask(o.mask, im) else 0.0
             one_y(o.y, iy, value(one_x(o.x, ix), one_z(o.z, iz), seen, j, g.c, g.r))
 
-        return Body(inlined(one), None, None, 1, 0, rows)
+        return Body(inlined(one), None, None, 1, 0, rows, _join(kind, wide))
 
     def one(o, ix, iy, iz, im, j, g):
         one_y(o.y, iy, value(one_x(o.x, ix), one_z(o.z, iz), 1.0, j, g.c, g.r))
@@ -263,7 +290,7 @@ def _elementwise(kind, t, value):
             one_y(o.y, iy, value(value0, dy0, 1.0, 0, g.c, g.r))
             one_y(o.y, iy + sy, value(value1, dy1, 1.0, 0, g.c, g.r))
 
-    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 0, rows)
+    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 0, rows, _join(kind, wide))
 
 
 # Stands for the operand dy that a forward step does not have.

@@ -306,17 +306,21 @@ def write_state(states, cell, n, k, d, m, counted):
 
 
 @inlined
-def shares_of(sum1, sum2, n, weight, mode):
-    """mean(g) and mean(g * hat), the first only with centring; `weight` is what the sums lack."""
-    return (sum1 / n * weight if mode & CENTER else 0.0), sum2 / n * weight
+def sums_of(states, cell, mode):
+    """The sums of the backward step of a cell."""
+    if mode & GIVEN:
+        return 0.0, 0.0
+    return real(states.sum1, cell), real(states.sum2, cell)
 
 
 @inlined
-def shares(states, cell, n, weight, mode):
-    """The two shares that the backward step takes off, from the sums of a cell."""
+def shares_of(sum1, sum2, n, weight, rstd, low, mode):
+    """The two shares of the backward step (see cuda_bodies.py) from the sums of a cell; `weight` is what these lack."""
     if mode & GIVEN:
         return 0.0, 0.0
-    return shares_of(real(states.sum1, cell), real(states.sum2, cell), n, weight, mode)
+    mean = sum1 / n * weight if mode & CENTER else 0.0
+    product = sum2 / n * weight
+    return rstd * rstd * product, rstd * (mean - low * product)
 
 
 @cache
@@ -354,6 +358,9 @@ def rows_of(rows: str, name: str, wide: int):
         all_w, from_w = load(name, wide), widen(name)
 
         def read(o, a, r):
+            for j in range(wide):
+                r[j] = 1.0
+                r[wide + j] = 0.0
             if present(o.weight):
                 values = all_w(o.weight, a)
                 for j in range(wide):

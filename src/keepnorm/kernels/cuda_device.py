@@ -30,6 +30,10 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 VECTOR_BYTES = 16
 MOST_WIDE = 8
 
+# Threads of a block at most, and blocks of a multiprocessor at least: 128 registers a thread, of which a few dozen bytes
+# spill outside the loops; with four vectors on the way in each thread, two blocks keep the memory busy.
+LAUNCH_BOUNDS = (256, 2)
+
 # The raw type of the values of each dtype: half types come as their bits.
 RAW = {
     "float16": "uint16",
@@ -320,7 +324,8 @@ else:
 
     def compiled(function, pointers):
         """A kernel compiled and loaded for the current device."""
-        kernel = cuda.jit(signature(pointers))(function).overloads[signature(pointers).args]
+        one = signature(pointers)
+        kernel = cuda.jit(one, launch_bounds=LAUNCH_BOUNDS)(function).overloads[one.args]
         kernel.bind()
         return kernel._codelibrary.get_cufunc().kernel
 

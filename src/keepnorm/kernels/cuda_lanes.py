@@ -26,9 +26,9 @@ from keepnorm.kernels.cuda_common import (
     put,
     real,
     row_of,
-    shares,
     shares_of,
     state_of,
+    sums_of,
     write_state,
 )
 from keepnorm.kernels.cuda_device import block, cuda, fence, float64, inlined, load, sync, thread
@@ -75,28 +75,30 @@ def _walk(kind: str, t: Types, shape: Shape):
     """
     does = body(kind, t)
     one, whole, several, unroll = does.one, does.whole, does.several, does.unroll
-    rows, wide, threads = does.rows, t.wide, shape.threads
+    rows, wide, threads, join = does.rows, t.wide, shape.threads, does.join
     vectors = wide > 1
 
     if rows:
         read = row_of(rows, t.w, wide)
 
         @inlined
-        def set_lanes(plan, o, a, lane, width, r):
+        def set_lanes(plan, o, a, lane, width, c, r):
             short, by_cell, by_value = get(plan, LANE_REDUCED), get(plan, KEPT_AFFINE), get(plan, REDUCED_AFFINE)
             if by_cell == 0 and by_value == 0:
                 for j in range(wide):
                     read(o, a, j, r)
             else:
                 for j in range(wide):
-                    at = (lane + j) % width
-                    k = at // short
-                    read(o, a + k * by_cell + (at - k * short) * by_value, j, r)
+                    at = np.uint32(lane + j) % np.uint32(width)
+                    k = np.int64(at // np.uint32(short))
+                    read(o, a + k * by_cell + (np.int64(at) - k * short) * by_value, j, r)
+            for j in range(wide):
+                join(c, r, j)
 
     else:
 
         @inlined
-        def set_lanes(plan, o, a, lane, width, r):
+        def set_lanes(plan, o, a, lane, width, c, r):
             pass
 
     if several is None:
@@ -167,13 +169,13 @@ def _walk(kind: str, t: Types, shape: Shape):
             a = start_a + offset(plan, outer, axes, p, AFFINE) + task.i0 * sa
             if sa == 0:
                 if a != last:
-                    set_lanes(plan, o, a, lane, width, registers.r)
+                    set_lanes(plan, o, a, lane, width, registers.c, registers.r)
                     last = a
                 s = stride(o, s, full, down, ix, iy, iz, fold * sx, fold * sy, fold * sz, registers)
             while s < rows_of_one:
                 i = s * fold
                 if sa != 0:
-                    set_lanes(plan, o, a + i * sa, lane, width, registers.r)
+                    set_lanes(plan, o, a + i * sa, lane, width, registers.c, registers.r)
                 n = min(fold, task.i1 - task.i0 - i) * width - lane
                 lanes_of(o, n, ix + i * sx, iy + i * sy, iz + i * sz, im + i * sm, dx, dy, dz, dm, registers)
                 s += down
@@ -197,7 +199,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
     backwards = not reduction
     sweeps = 2 if measures and (t.x == "float64" or counted) else 1
     climb = ascend(shape, sums)
-    size_c, size_3, size_room = 5 * wide, 3 * wide, threads * wide
+    size_c, size_3, size_room = 5 * wide, 3 * wide, threads * max(wide, 5)
     first_of, anchor_of, settled, mask_of = load(t.x, 1), anchor(t.x), settle(t.x), load("bool", 1)
     weight_of = one_weight(t.w)
 
@@ -213,18 +215,24 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         return anchor_of(first_of(o.x, get(plan, BASE_X) + offset(plan, kept, axes, cell, X) + at * get(plan, LANE_X)))
 
     @inlined
-    def cell_of_lane(plan, own, j, cells):
-        """The cell of a chunk that lane j of this thread belongs to."""
-        across, short = get(plan, ACROSS), get(plan, LANE_REDUCED)
-        lane = (own - own // across * across) * wide + j
-        return lane % (cells * short) // short
+    def spread_room(plan, own, cells, lines, registers):
+        """Give every lane what thread k wrote for its cell k into each of `lines` lines of the room.
 
-    @inlined
-    def normalize_lane(j, n, k, d, m, eps, mode, c):
-        mean, rstd, low = normalizer(n, k, d, m, eps, mode)
-        c[j] = mean
-        c[wide + j] = rstd
-        c[2 * wide + j] = low
+        One thread works out what belongs to a cell, not every lane: a loop over lanes stays short enough to be unrolled.
+        """
+        across, width, short = get(plan, ACROSS), cells * get(plan, LANE_REDUCED), get(plan, LANE_REDUCED)
+        lane = (own - own // across * across) * wide
+        sync()
+        for j in range(wide):
+            k = np.int64(np.uint32(lane + j) % np.uint32(width) // np.uint32(short))
+            registers.c[j] = registers.room[k]
+            if lines > 1:
+                registers.c[wide + j] = registers.room[threads + k]
+                registers.c[2 * wide + j] = registers.room[2 * threads + k]
+            if lines > 3:
+                registers.c[3 * wide + j] = registers.room[3 * threads + k]
+                registers.c[4 * wide + j] = registers.room[4 * threads + k]
+        sync()
 
     @inlined
     def own_weight(plan, o, cell, k, mode):
@@ -298,19 +306,6 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         return found > 0.0
 
     @inlined
-    def spread_shift(plan, o, states, task, k0, cells, n, again, registers):
-        """K of the cell of every lane: the mean that was found before for an outlier, else the first value."""
-        for j in range(wide):
-            k = cell_of_lane(plan, task.own, j, cells)
-            value = 0.0
-            if again:
-                before, shift, d, m = state_of(states, n, task.place + k)
-                value = settled(shift + d) if is_outlier(before, d, m) else 0.0
-            else:
-                value = first_shift(plan, o, task.cell, k0 + k)
-            registers.c[j] = value
-
-    @inlined
     def measure(plan, o, states, part, counters, n, mode, task, k0, cells, registers):
         """Moments of a chunk of cells, written to the state, where every thread of the block finds them."""
         total, t = registers.total, task.own
@@ -322,13 +317,14 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
                 stale = is_outlier(before, d, m)
             if again and not any_of(stale, cells, registers.room):
                 return
-            spread_shift(plan, o, states, task, k0, cells, n, again, registers)
             shift = 0.0
             if t < cells:
-                if again:
-                    shift = settled(real(states.shift, task.place + t) + real(states.delta, task.place + t))
-                else:
+                if not again:
                     shift = first_shift(plan, o, task.cell, k0 + t)
+                elif stale:
+                    shift = settled(real(states.shift, task.place + t) + real(states.delta, task.place + t))
+                registers.room[t] = shift
+            spread_room(plan, t, cells, 1, registers)
             sweep(plan, o, task, k0, cells, registers)
             if not merged(plan, part, counters, task, cells, registers):
                 return
@@ -343,19 +339,24 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
             again = True
 
     @inlined
-    def set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers):
-        """Spread what normalises the cells over the lanes of this thread."""
-        c = registers.c
-        for j in range(wide):
-            k = cell_of_lane(plan, task.own, j, cells)
+    def set_cells(plan, o, states, n, eps, mode, task, k0, cells, both, registers):
+        """Spread what normalises the cells over the lanes of this thread; with `both`, the shares of the backward step too."""
+        t, room = task.own, registers.room
+        if t < cells:
             seen, shift, d, m = 1.0, 0.0, 0.0, 1.0
             if not mode & PLAIN:
-                seen, shift, d, m = state_of(states, n, task.place + k)
-            normalize_lane(j, seen, shift, d, m, eps, mode, c)
-            if backward:
-                pair = shares(states, task.place + k, seen, own_weight(plan, o, task.cell, k0 + k, mode), mode)
-                c[3 * wide + j] = pair[0]
-                c[4 * wide + j] = pair[1]
+                seen, shift, d, m = state_of(states, n, task.place + t)
+            mean, rstd, low = normalizer(seen, shift, d, m, eps, mode)
+            room[t] = mean
+            room[threads + t] = rstd
+            room[2 * threads + t] = low
+            if both:
+                weight = own_weight(plan, o, task.cell, k0 + t, mode)
+                sum1, sum2 = sums_of(states, task.place + t, mode)
+                first, second = shares_of(sum1, sum2, seen, weight, rstd, low, mode)
+                room[3 * threads + t] = first
+                room[4 * threads + t] = second
+        spread_room(plan, t, cells, 5 if both else 3, registers)
 
     @inlined
     def add_up(plan, o, states, part, counters, task, k0, cells, registers):
@@ -374,7 +375,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         def work(plan, o, states, part, counters, n, eps, mode, task, k0, cells, registers):
             measure(plan, o, states, part, counters, n, mode, task, k0, cells, registers)
             if step:
-                set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers)
+                set_cells(plan, o, states, n, eps, mode, task, k0, cells, backward, registers)
                 apply(plan, o, task, k0, cells, registers)
 
     elif reduction:
@@ -382,20 +383,17 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         @inlined
         def work(plan, o, states, part, counters, n, eps, mode, task, k0, cells, registers):
             if from_state:
-                for j in range(wide):
-                    k = cell_of_lane(plan, task.own, j, cells)
-                    seen, shift, d, m = state_of(states, n, task.place + k)
-                    normalize_lane(j, seen, shift, d, m, eps, mode, registers.c)
+                set_cells(plan, o, states, n, eps, mode, task, k0, cells, False, registers)
             add_up(plan, o, states, part, counters, task, k0, cells, registers)
             if step:
-                set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers)
+                set_cells(plan, o, states, n, eps, mode, task, k0, cells, backward, registers)
                 apply(plan, o, task, k0, cells, registers)
 
     else:
 
         @inlined
         def work(plan, o, states, part, counters, n, eps, mode, task, k0, cells, registers):
-            set_cells(plan, o, states, n, eps, mode, task, k0, cells, registers)
+            set_cells(plan, o, states, n, eps, mode, task, k0, cells, backward, registers)
             apply(plan, o, task, k0, cells, registers)
 
     def lanes(

@@ -26,9 +26,9 @@ from keepnorm.kernels.cuda_common import (
     put,
     row_of,
     rows_of,
-    shares,
     shares_of,
     state_of,
+    sums_of,
     team_sum,
     write_state,
 )
@@ -63,7 +63,7 @@ def _walk(kind: str, t: Types):
     """A walk of one thread over its part of a block of a cell, with the body of `kind`."""
     does = body(kind, t)
     one, whole, several, unroll = does.one, does.whole, does.several, does.unroll
-    rows, wide = does.rows, t.wide
+    rows, wide, join = does.rows, t.wide, does.join
     vectors = wide > 1
     read = row_of(rows, t.w, wide) if rows else None
     read_all = rows_of(rows, t.w, wide) if rows and vectors else None
@@ -72,41 +72,46 @@ def _walk(kind: str, t: Types):
     if rows:
 
         @inlined
-        def set_run(o, a, r):
+        def set_run(o, a, c, r):
             for j in range(wide):
                 read(o, a, j, r)
+                join(c, r, j)
 
         @inlined
-        def set_one(o, a, r):
+        def set_one(o, a, c, r):
             read(o, a, 0, r)
+            join(c, r, 0)
 
         if in_vectors:
 
             @inlined
-            def set_rows(o, a, da, r):
+            def set_rows(o, a, da, c, r):
                 if da == 1 and a % wide == 0:
                     read_all(o, a, r)
                 else:
                     for j in range(wide):
                         read(o, a + j * da, j, r)
+                for j in range(wide):
+                    join(c, r, j)
 
         else:
 
             @inlined
-            def set_rows(o, a, da, r):
+            def set_rows(o, a, da, c, r):
                 for j in range(wide):
                     read(o, a + j * da, j, r)
+                    join(c, r, j)
 
     else:
 
         @inlined
-        def set_run(o, a, r):
+        def set_run(o, a, c, r):
             pass
 
         set_one = set_run
 
         @inlined
-        def set_rows(o, a, da, r):
+        def set_rows(o, a, da, c, r):
             pass
 
     if vectors:
@@ -155,7 +160,7 @@ def _walk(kind: str, t: Types):
             iz = start_z + offset(plan, outer, axes, p, Z)
             im = start_m + offset(plan, outer, axes, p, MASK)
             a = start_a + offset(plan, outer, axes, p, AFFINE)
-            set_run(o, a, registers.r)
+            set_run(o, a, registers.c, registers.r)
             head = np.int64(0)
             end = n
             if vectors:
@@ -167,18 +172,18 @@ def _walk(kind: str, t: Types):
                 while e < edges:
                     i = e if e < head else end + (e - head)
                     if da != 0:
-                        set_one(o, a + i * da, registers.r)
+                        set_one(o, a + i * da, registers.c, registers.r)
                     one(o, ix + i, iy + i, iz + i, im + i * dm, 0, registers)
                     e += across
                 if da == 0:
-                    set_one(o, a, registers.r)
+                    set_one(o, a, registers.c, registers.r)
             step = across * wide
             i = head + tx * wide
             if da == 0:
                 i = stride(o, i, end, step, ix, iy, iz, dx, dy, dz, registers)
             while i < end:
                 if da != 0:
-                    set_rows(o, a + i * da, da, registers.r)
+                    set_rows(o, a + i * da, da, registers.c, registers.r)
                 step_body(o, ix + i * dx, iy + i * dy, iz + i * dz, im + i * dm, registers)
                 i += step
             p += down
@@ -222,10 +227,11 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
             c[2 * wide + j] = low
 
     @inlined
-    def share_lanes(pair, c):
+    def share_lanes(sum1, sum2, n, weight, mode, c):
+        first, second = shares_of(sum1, sum2, n, weight, c[wide], c[2 * wide], mode)
         for j in range(wide):
-            c[3 * wide + j] = pair[0]
-            c[4 * wide + j] = pair[1]
+            c[3 * wide + j] = first
+            c[4 * wide + j] = second
 
     @inlined
     def own_weight(plan, o, cell, mode):
@@ -312,7 +318,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
                 normalize_lanes(seen, k, d, m, eps, mode, registers.c)
             sum1, sum2 = add_up(plan, o, states, part, counters, task, registers)
             if step and task.inside:
-                share_lanes(shares_of(sum1, sum2, seen, own_weight(plan, o, task.cell, mode), mode), registers.c)
+                share_lanes(sum1, sum2, seen, own_weight(plan, o, task.cell, mode), mode, registers.c)
                 apply(plan, o, task, registers)
 
     else:
@@ -326,7 +332,8 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
                 seen, k, d, m = state_of(states, n, task.place)
             normalize_lanes(seen, k, d, m, eps, mode, registers.c)
             if backward:
-                share_lanes(shares(states, task.place, seen, own_weight(plan, o, task.cell, mode), mode), registers.c)
+                sum1, sum2 = sums_of(states, task.place, mode)
+                share_lanes(sum1, sum2, seen, own_weight(plan, o, task.cell, mode), mode, registers.c)
             apply(plan, o, task, registers)
 
     def runs(
