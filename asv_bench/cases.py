@@ -28,6 +28,7 @@ class Case(NamedTuple):
         """A name that is stable over versions: asv's results are stored under it."""
         size = str(self.shape).replace(" ", "")
         extra = [self.dtype] if self.dtype != "float32" else []
+        extra += [f"mean={self.offset:g}"] if self.offset else []
         extra += ["out="] if self.out else []
         return " ".join((self.operation, size, str(self.axis), *extra))
 

@@ -51,5 +51,7 @@ def agree(ours: tuple[Array, ...], other: tuple[Array, ...], dtype: str, name: s
     """
     gap = difference(ours, other)
     if not gap <= TOLERANCE[dtype]:
-        raise ValueError(f"{name} must agree with keepnorm within {TOLERANCE[dtype]:g} to be compared; got a difference of {gap:.3g}")
+        raise ValueError(
+            f"{name} must agree with keepnorm within {TOLERANCE[dtype]:g} to be compared; got a difference of {gap:.3g}"
+        )
     return gap

@@ -88,7 +88,12 @@ def goals() -> list[Goal | StartGoal]:
         Goal("training forward of float16 over PyTorch", 2.0, _against(cases.HALF["float16"], "torch"), mean),
         Goal("training forward of bfloat16 over PyTorch", 2.0, _against(cases.HALF["bfloat16"], "torch"), mean),
         Goal("backward over PyTorch's backward", 2.0, _against(cases.BACKWARD, "torch"), mean),
-        Goal("autograd forward and backward with our kernels over F.batch_norm", 1.0, _against(cases.ROUND_TRIP, "torch"), slowest),
+        Goal(
+            "autograd forward and backward with our kernels over F.batch_norm",
+            1.0,
+            _against(cases.ROUND_TRIP, "torch"),
+            slowest,
+        ),
         StartGoal("cold compile of the first normalize", 3.0, startup.cold.__name__),
         StartGoal("warm first normalize in a new process", 0.3, startup.warm.__name__),
     ]

@@ -50,7 +50,9 @@ def compare(data: Data, name: str) -> Entry:
             other, threads, gap = peers.yardstick(name, data), machine.our_thread_count(), _check_yardstick(name, data)
         else:
             side = peers.prepare(name, data)
-            gap = contestant.agree(ours_side.fetch(ours_side.call()), side.fetch(side.call()), data.case.dtype, peers.TITLES[name])
+            gap = contestant.agree(
+                ours_side.fetch(ours_side.call()), side.fetch(side.call()), data.case.dtype, peers.TITLES[name]
+            )
             other, threads = side.call, side.threads
         figures = paired.measure(ours_side.call, other)
     except ImportError as reason:

@@ -9,7 +9,7 @@ from pathlib import Path
 from asv_bench import cases
 
 SHAPE = (32, 64, 56, 56)  # large enough for two threads
-RUNS = 5
+RUNS = 5  # --tiny and the tests take one
 
 _CALL = """
 import sys, time
@@ -28,31 +28,31 @@ print(time.perf_counter() - start)
 """
 
 
-def cold(runs: int = RUNS) -> list[float]:
+def cold() -> list[float]:
     """Seconds of the first `normalize` with an empty cache folder: Numba's import, compilation and the launch of threads."""
     times = []
-    for _ in range(runs):
+    for _ in range(RUNS):
         with tempfile.TemporaryDirectory() as folder:
             times.append(_first_call(folder))
     return times
 
 
-def warm(runs: int = RUNS) -> list[float]:
+def warm() -> list[float]:
     """Seconds of the first `normalize` in a new process whose kernels are in the cache folder."""
     with tempfile.TemporaryDirectory() as folder:
         _first_call(folder)
         if not any(path.is_file() for path in Path(folder).rglob("*")):
             raise RuntimeError("a warm call needs kernels in the cache folder; got an empty folder after the first call")
-        return [_first_call(folder) for _ in range(runs)]
+        return [_first_call(folder) for _ in range(RUNS)]
 
 
-def imports(runs: int = RUNS) -> dict[str, list[float]]:
+def imports() -> dict[str, list[float]]:
     """Seconds of `import keepnorm`, of which `import numpy` is a part, and of that alone, in turn."""
     names = ("keepnorm", "numpy")
     for name in names:
         _seconds(_IMPORT, [name])  # writes the bytecode, once in a life
     times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(runs):
+    for _ in range(RUNS):
         for name in (*names, *reversed(names)):
             times[name].append(_seconds(_IMPORT, [name]))
     return times

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from asv_bench import cases, machine, paired
+from asv_bench import cases, machine, paired, startup
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     if cores < machine.THREADS and not options.tiny:
         raise SystemExit(f"the goals are for {machine.THREADS} threads; this process may use {cores}")
     # Not at the top: frameworks must not start before the cores are chosen.
-    from asv_bench import goals, record, startup
+    from asv_bench import goals, record
 
     chosen = [goal for goal in goals.goals() if options.only.lower() in goal.what.lower()]
     if not chosen:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds: dict[str, list[float]] = {}
     for goal in chosen:
         if isinstance(goal, goals.StartGoal):
-            seconds[goal.kind] = getattr(startup, goal.kind)(1 if options.tiny else startup.RUNS)
+            seconds[goal.kind] = getattr(startup, goal.kind)()
             _tell(f"{goal.what}: {', '.join(f'{s:.2f}' for s in seconds[goal.kind])} s")
     paired_goals = [goal for goal in chosen if isinstance(goal, goals.Goal)]
     with machine.our_threads():
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 def shrink() -> None:
     """Everything at sizes and lengths at which no figure means anything: a rehearsal."""
     cases.LIMIT = 4096
-    paired.LEAST = paired.MOST = 1
+    paired.LEAST = paired.MOST = startup.RUNS = 1
     paired.SECONDS = paired.SETTLE = paired.SAMPLE = 0.0
 
 
@@ -72,7 +72,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = ["| what | measured | goal | |", "| --- | --- | --- | --- |"]
     for row in rows:
-        figure = "; ".join(row["reasons"]) if row["figure"] is None else f"{row['figure']:.2f} {row['unit']} ({row['summary']})"
+        figure = "; ".join(row["reasons"])
+        if row["figure"] is not None:
+            figure = f"{row['figure']:.2f} {row['unit']} ({row['summary']})"
         bound = f"{'at most' if row['at_most'] else 'at least'} {row['goal']:g} {row['unit']}"
         unjudged = "**not measured**" if row["figure"] is None else "rehearsal"
         verdict = {True: "met", False: "**not met**", None: unjudged}[row["met"]]

@@ -1,1 +1,1 @@
-"""What asv discovers. A class that compares with a peer measures once, in `setup_cache`, and many `track_*` read the record."""
+"""What asv discovers. A class that compares with a peer measures once; its many `track_*` read that record."""

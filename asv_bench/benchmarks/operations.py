@@ -2,7 +2,8 @@
 
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,54 +37,74 @@ def _layouts() -> dict[str, Callable[[Array], Array]]:
 LAYOUTS = _layouts()
 
 
-def _parameters(x: Array, *axes: int) -> tuple[Array, Array]:
-    shape = tuple(x.shape[a] for a in axes)
-    return np.full(shape, 1.5, np.float32), np.full(shape, 0.5, np.float32)
+class Given:
+    """An array (n, c, h, w), and what goes with it, made when it is first asked for."""
+
+    def __init__(self, x: Array) -> None:
+        self.x = x
+        self.channels = x.shape[1]
+        self.groups = 32 if self.channels % 32 == 0 else 1
+
+    def ones(self, *axes: int) -> Array:
+        return np.ones(tuple(self.x.shape[a] for a in axes), np.float32)
+
+    @cached_property
+    def channel(self) -> tuple[Array, Array]:
+        return self.ones(1), self.ones(1)
+
+    @cached_property
+    def example(self) -> tuple[Array, Array]:
+        return self.ones(1, 2, 3), self.ones(1, 2, 3)
+
+    @cached_property
+    def last(self) -> Array:
+        return self.ones(3)
+
+    @cached_property
+    def running(self) -> Any:
+        return kn.Moments.from_mean_var(*self.channel, keep=1, ndim=4, count=self.x.size)
+
+    @cached_property
+    def mask(self) -> Array:
+        return np.random.default_rng(0).random((self.x.shape[0], 1, *self.x.shape[2:])) < 0.9
+
+    @cached_property
+    def out(self) -> Array:
+        return np.full(self.x.shape, 0, np.float32)
+
+    @cached_property
+    def layer(self) -> Any:
+        return kn.BatchNorm(self.channels, keep=1)
 
 
-def _running(x: Array) -> Any:
-    mean, var = np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32)
-    return kn.Moments.from_mean_var(mean, var, keep=1, ndim=x.ndim, count=x.size)
-
-
-def _accumulate(x: Array) -> Any:
+def accumulate(x: Array) -> Any:
     seen = kn.Accumulator(1)
     seen.update(x)
     return seen.moments
 
 
-def _groups(x: Array) -> int:
-    return 32 if x.shape[1] % 32 == 0 else 1
-
-
-# Every operation on an array (n, c, h, w): what is done once, and what is measured.
-OPERATIONS: dict[str, Callable[[Array], Callable[[], Any]]] = {
-    "moments": lambda x: lambda: kn.moments(x, 1),
-    "moments where": lambda x: _with_mask(x, lambda mask: kn.moments(x, 1, where=mask)),
-    "moments keep=all": lambda x: lambda: kn.moments(x, (0, 1, 2, 3)),
-    "moments keep=none": lambda x: lambda: kn.moments(x, ()),
-    "moments alternating": lambda x: lambda: kn.moments(x, (1, 3)),
-    "affine": lambda x: lambda p=_parameters(x, 1): kn.affine(x, *p, keep=1),
-    "normalize": lambda x: lambda p=_parameters(x, 1): kn.normalize(x, 1, *p),
-    "normalize moments": lambda x: lambda p=_parameters(x, 1), m=_running(x): kn.normalize(x, 1, *p, moments=m),
-    "normalize where": lambda x: _with_mask(x, lambda mask: kn.normalize(x, 1, where=mask)),
-    "normalize out": lambda x: lambda out=np.zeros(x.shape, np.float32): kn.normalize(x, 1, out=out),
-    "normalize_vjp": lambda x: lambda p=_parameters(x, 1): kn.normalize_vjp(x, 1, *p)[1](x),
-    "batch_norm": lambda x: lambda p=_parameters(x, 1): kn.batch_norm(x, *p, channel=1),
-    "instance_norm": lambda x: lambda p=_parameters(x, 1): kn.instance_norm(x, *p, channel=1),
-    "layer_norm": lambda x: lambda p=_parameters(x, 1, 2, 3): kn.layer_norm(x, *p, axes=(1, 2, 3)),
-    "group_norm": lambda x: lambda p=_parameters(x, 1), g=_groups(x): kn.group_norm(x, *p, groups=g, channel=1),
-    "rms_norm": lambda x: lambda p=_parameters(x, 3): kn.rms_norm(x, p[0], axes=3),
-    "Accumulator": lambda x: lambda: _accumulate(x),
-    "BatchNorm training": lambda x: lambda bn=kn.BatchNorm(x.shape[1], keep=1): bn(x, training=True),
-    "BatchNorm inference": lambda x: lambda bn=kn.BatchNorm(x.shape[1], keep=1): bn(x, training=False),
-    "BatchNorm vjp": lambda x: lambda bn=kn.BatchNorm(x.shape[1], keep=1): bn.vjp(x)[1](x),
+OPERATIONS: dict[str, Callable[[Given], Any]] = {
+    "moments": lambda g: kn.moments(g.x, 1),
+    "moments where": lambda g: kn.moments(g.x, 1, where=g.mask),
+    "moments keep all": lambda g: kn.moments(g.x, (0, 1, 2, 3)),
+    "moments keep none": lambda g: kn.moments(g.x, ()),
+    "moments alternating": lambda g: kn.moments(g.x, (1, 3)),
+    "affine": lambda g: kn.affine(g.x, *g.channel, keep=1),
+    "normalize": lambda g: kn.normalize(g.x, 1, *g.channel),
+    "normalize moments": lambda g: kn.normalize(g.x, 1, *g.channel, moments=g.running),
+    "normalize where": lambda g: kn.normalize(g.x, 1, where=g.mask),
+    "normalize out": lambda g: kn.normalize(g.x, 1, out=g.out),
+    "normalize_vjp": lambda g: kn.normalize_vjp(g.x, 1, *g.channel)[1](g.x),
+    "batch_norm": lambda g: kn.batch_norm(g.x, *g.channel, channel=1),
+    "instance_norm": lambda g: kn.instance_norm(g.x, *g.channel, channel=1),
+    "layer_norm": lambda g: kn.layer_norm(g.x, *g.example, axes=(1, 2, 3)),
+    "group_norm": lambda g: kn.group_norm(g.x, *g.channel, groups=g.groups, channel=1),
+    "rms_norm": lambda g: kn.rms_norm(g.x, g.last, axes=3),
+    "Accumulator": lambda g: accumulate(g.x),
+    "BatchNorm training": lambda g: g.layer(g.x, training=True),
+    "BatchNorm inference": lambda g: g.layer(g.x, training=False),
+    "BatchNorm vjp": lambda g: g.layer.vjp(g.x)[1](g.x),
 }
-
-
-def _with_mask(x: Array, call: Callable[[Array], Any]) -> Callable[[], Any]:
-    mask = np.random.default_rng(0).random((x.shape[0], 1, *x.shape[2:])) < 0.9
-    return lambda: call(mask)
 
 
 def _array(shape: tuple[int, ...] = NCHW, dtype: str = "float32") -> Array:
@@ -112,20 +133,20 @@ class Operations(_Threaded):
 
     def setup(self, operation: str, layout: str) -> None:
         self.start()
-        self.call = OPERATIONS[operation](LAYOUTS[layout](_array()))
-        self.call()
+        self.given, self.operation = Given(LAYOUTS[layout](_array())), OPERATIONS[operation]
+        self.operation(self.given)
 
     def time_call(self, _operation: str, _layout: str) -> None:
-        self.call()
+        self.operation(self.given)
 
     def peakmem_call(self, _operation: str, _layout: str) -> None:
-        self.call()
+        self.operation(self.given)
 
     def track_memory(self, _operation: str, _layout: str) -> float:
         """What one call allocates at its peak, its result included: the output alone where nothing is copied."""
         tracemalloc.start()
         try:
-            self.call()
+            self.operation(self.given)
             return tracemalloc.get_traced_memory()[1] / 2**20
         finally:
             tracemalloc.stop()
@@ -145,20 +166,20 @@ class Dtypes(_Threaded):
             x = _array(dtype=dtype)
         except ImportError as reason:
             raise NotImplementedError(str(reason)) from reason  # asv's word for a skip
-        self.call = OPERATIONS[operation](x)
-        self.call()
+        self.given, self.operation = Given(x), OPERATIONS[operation]
+        self.operation(self.given)
 
     def time_call(self, _operation: str, _dtype: str) -> None:
-        self.call()
+        self.operation(self.given)
 
     def peakmem_call(self, _operation: str, _dtype: str) -> None:
-        self.call()
+        self.operation(self.given)
 
 
 class Shapes(_Threaded):
     """Forms of the plan that are not images: long single cells, millions of tiny cells, few channels, many axes."""
 
-    cells = {
+    cells: ClassVar[dict[str, tuple[tuple[int, ...], Any]]] = {
         "one long cell": ((2**24,), ()),
         "millions of tiny cells": ((2**21, 4), 0),
         "three channels last": ((64, 112, 112, 3), -1),
@@ -173,7 +194,8 @@ class Shapes(_Threaded):
         self.start()
         shape, self.keep = self.cells[name]
         self.x = np.ones(sized(shape), np.float32)
-        kn.moments(self.x, self.keep), kn.normalize(self.x, self.keep)
+        self.time_moments(name)
+        self.time_normalize(name)
 
     def time_moments(self, _name: str) -> None:
         kn.moments(self.x, self.keep)
@@ -187,7 +209,7 @@ class Small:
 
     def setup(self) -> None:
         self.x = np.ones((8, 32, 16), np.float32)
-        self.weight, self.bias = _parameters(self.x, 1)
+        self.weight, self.bias = np.ones((2, 32), np.float32)
         self.moments = kn.moments(self.x, 1)
         self.bn = kn.BatchNorm(32, keep=1)
         self.kernel = np.ones((32, 16, 3, 3), np.float32)
@@ -202,11 +224,11 @@ class Small:
     def time_pattern(self) -> None:
         kn.normalize(self.x, "n c t -> c")
 
-    def time_merge(self) -> None:
-        self.moments + self.moments
+    def time_merge(self) -> Any:
+        return self.moments + self.moments
 
-    def time_mean_and_var(self) -> None:
-        self.moments.mean, self.moments.var
+    def time_mean_and_var(self) -> Any:
+        return self.moments.mean, self.moments.var
 
     def time_fold(self) -> None:
         self.bn.fold()

@@ -8,7 +8,7 @@ from asv_bench.cases import Case
 from asv_bench.record import Record, measured
 
 
-class Limits:
+class _Limits:
     """The tracks; a class below says which cases and which limit."""
 
     rows: ClassVar[tuple[Case, ...]]
@@ -38,7 +38,7 @@ class Limits:
     track_throughput.unit = track_limit_throughput.unit = "GB/s"  # type: ignore[attr-defined]
 
 
-class TrainingOverCopy(Limits):
+class TrainingOverCopy(_Limits):
     rows, peers = cases.TRAINING_OUT, ("copy",)
     params = (tuple(case.label for case in rows), peers)
 
@@ -48,7 +48,7 @@ class TrainingOverCopy(Limits):
     setup_cache.timeout = 1800  # type: ignore[attr-defined]
 
 
-class InferenceOverCopy(Limits):
+class InferenceOverCopy(_Limits):
     rows, peers = cases.AFFINE_OUT + cases.INFERENCE_OUT, ("copy",)
     params = (tuple(case.label for case in rows), peers)
 
@@ -58,7 +58,7 @@ class InferenceOverCopy(Limits):
     setup_cache.timeout = 1800  # type: ignore[attr-defined]
 
 
-class MomentsOverRead(Limits):
+class MomentsOverRead(_Limits):
     rows, peers = cases.MOMENTS, ("read",)
     params = (tuple(case.label for case in rows), peers)
 

@@ -29,7 +29,7 @@ def figure(record: Record, label: str, name: str) -> Entry:
     return entry
 
 
-class Pairs:
+class _Pairs:
     """The tracks of every comparison; a class below says which cases and which peers.
 
     setup_cache is written out in each class: asv tells caches apart by the line where they are made.
@@ -80,7 +80,7 @@ def _params(rows: tuple[Case, ...], peers: tuple[str, ...]) -> tuple[tuple[str, 
     return tuple(case.label for case in rows), peers
 
 
-class Training(Pairs):
+class Training(_Pairs):
     rows, peers = cases.TRAINING, peers_of("batch_norm")
     params = _params(rows, peers)
 
@@ -90,7 +90,7 @@ class Training(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class Half(Pairs):
+class Half(_Pairs):
     rows, peers = cases.HALF["float16"] + cases.HALF["bfloat16"], ("torch",)
     params = _params(rows, peers)
 
@@ -100,7 +100,7 @@ class Half(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class Inference(Pairs):
+class Inference(_Pairs):
     rows, peers = cases.INFERENCE, peers_of("inference")
     params = _params(rows, peers)
 
@@ -110,7 +110,7 @@ class Inference(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class LayerNorm(Pairs):
+class LayerNorm(_Pairs):
     rows, peers = cases.LAYER, peers_of("layer_norm")
     params = _params(rows, peers)
 
@@ -120,7 +120,7 @@ class LayerNorm(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class RMSNorm(Pairs):
+class RMSNorm(_Pairs):
     rows, peers = cases.RMS, peers_of("rms_norm")
     params = _params(rows, peers)
 
@@ -130,7 +130,7 @@ class RMSNorm(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class Moments(Pairs):
+class Moments(_Pairs):
     """With mean 100 as in data, and of bytes as in images."""
 
     rows, peers = (cases.MOMENTS_OF_IMAGES, cases.MOMENTS_OF_BYTES), peers_of("moments")
@@ -142,7 +142,7 @@ class Moments(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class SmallCalls(Pairs):
+class SmallCalls(_Pairs):
     rows, peers = cases.SMALL, ("torch", "jax", "numpy")
     params = _params(rows, peers)
 
@@ -152,7 +152,7 @@ class SmallCalls(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class Backward(Pairs):
+class Backward(_Pairs):
     rows, peers = cases.BACKWARD, peers_of("backward")
     params = _params(rows, peers)
 
@@ -162,7 +162,7 @@ class Backward(Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
-class RoundTrip(Pairs):
+class RoundTrip(_Pairs):
     """Forward and backward through PyTorch's autograd, with our kernels and with PyTorch's."""
 
     rows, peers = cases.ROUND_TRIP, ("torch",)

@@ -13,8 +13,8 @@ from asv_bench.contestant import Contestant
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import tensorflow as tf  # noqa: E402 - keras reads the backend's name when it is imported
-from keras import config, ops  # noqa: E402
+import tensorflow as tf
+from keras import config, ops
 
 Array = Any
 

@@ -1,4 +1,4 @@
-"""PyTorch: eager and compiled, on tensors that share the arrays' memory; a channel that is last becomes a channels-last view."""
+"""PyTorch: eager and compiled, on tensors that share the arrays' memory; a last channel becomes a channels-last view."""
 
 import shutil
 from collections.abc import Callable
