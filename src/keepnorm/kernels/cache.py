@@ -35,18 +35,20 @@ def entry(parallel: bool = False) -> Callable[[F], F]:
     return decorate
 
 
+# Inlined, since a call with eight arrays hands over sixty words; without wrappers, since Python never calls it.
+_INSIDE = {"nogil": True, "error_model": "numpy", "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
 def helper(function: F) -> F:
     """Decorate what only kernels call. Its sums may be reordered, so that they become vectors."""
-    inner: F = njit(nogil=True, error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True)(
-        function
-    )
+    inner: F = njit(fastmath=FASTMATH, **_INSIDE)(function)
     return inner
 
 
 def exact(function: F) -> F:
     """Decorate what only kernels call and what must keep the order of its operations."""
     # Said explicitly: Numba hands the fastmath of a caller down to callees that do not say theirs.
-    inner: F = njit(nogil=True, error_model="numpy", fastmath=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    inner: F = njit(fastmath=False, **_INSIDE)(function)
     return inner
 
 

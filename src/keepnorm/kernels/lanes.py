@@ -33,6 +33,7 @@ from keepnorm.kernels.scalars import (
     difference,
     is_narrow,
     is_wide,
+    keep_alive,
     merge_blocks,
     offset,
     set_states,
@@ -295,38 +296,44 @@ def tasks(
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
-    sums = np.empty((3, full))
-    lanes = np.empty((5, full))
-    buffer = np.empty(1 if plan[LANE_X] == 1 else full, x.dtype)
-    own = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
-    order = -1 if stage == 2 else 1  # backwards: what the moments read last is still in the cache
+    sums_memory = np.empty((3, full))
+    lanes_memory = np.empty((5, full))
+    buffer_memory = np.empty(1 if plan[LANE_X] == 1 else full, x.dtype)
+    own_memory = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
+    sums = borrow(sums_memory)
+    lanes = borrow(lanes_memory)
+    buffer = borrow(buffer_memory)
+    own = borrow(own_memory)
+    states = part if stage < 2 else own
+    of_blocks = stage == 0 or stage == 2
     before = -1
     for i in range(t1 - t0):
-        t = t1 - 1 - i if order < 0 else t0 + i
-        group = t // blocks if stage == 0 or stage == 2 else t
+        # The affine step goes backwards: what the moments read last is still in the cache.
+        t = t1 - 1 - i if stage == 2 else t0 + i
+        group = t // blocks if of_blocks else t
+        b0 = t - group * blocks if of_blocks else 0
+        b1 = b0 + 1 if of_blocks else blocks
+        first = 0 if stage >= 3 else t if stage == 0 else t * blocks
         position = group // chunks
         k0 = (group - position * chunks) * plan[CHUNK]
         cells = min(plan[CHUNK], plan[LANE_KEPT] - k0)
         cell = offset(kept, position, CELL) + k0
         x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
-        y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
-        a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
-        if stage == 0:
-            block(x, plan, outer, x_start, t - group * blocks, cells, part[t], sums, buffer)
-        elif stage == 1:
-            merge_blocks(part, t * blocks, blocks, cells)
-            copy_states(part[t * blocks], state, cell, cells)
-        elif stage == 2:
+        if stage == 0 or stage >= 3:
+            for b in range(b0, b1):
+                block(x, plan, outer, x_start, b, cells, states[first + b - b0], sums, buffer)
+        if stage == 1 or stage >= 3:
+            merge_blocks(states, first, blocks, cells)
+            copy_states(states[first], state, cell, cells)
+        if stage == 2 or stage == 4:
+            y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
+            a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
             if group != before:
                 set_lanes(plan, cell, cells, state, eps, center, is_narrow(y), lanes)
                 before = group
-            apply(x, y, plan, outer, x_start, y_start, a, cells, t - group * blocks, weight, bias, lanes)
-        else:
-            for b in range(blocks):
-                block(x, plan, outer, x_start, b, cells, own[b], sums, buffer)
-            merge_blocks(own, 0, blocks, cells)
-            copy_states(own[0], state, cell, cells)
-            if stage == 4:
-                set_lanes(plan, cell, cells, state, eps, center, is_narrow(y), lanes)
-                for b in range(blocks):
-                    apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
+            for b in range(b0, b1):
+                apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
+    keep_alive(sums_memory)
+    keep_alive(lanes_memory)
+    keep_alive(buffer_memory)
+    keep_alive(own_memory)

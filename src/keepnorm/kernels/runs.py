@@ -24,6 +24,7 @@ from keepnorm.kernels.scalars import (
     difference,
     is_narrow,
     is_wide,
+    keep_alive,
     merge_blocks,
     offset,
     set_state,
@@ -151,29 +152,27 @@ def tasks(
     weight = borrow(weight)
     bias = borrow(bias)
     blocks = plan[BLOCKS]
-    buffer = np.empty(1 if plan[INNER_X] == 1 else block_bounds(plan, 0)[3], x.dtype)
-    if stage == 0:
-        for t in range(t0, t1):
-            cell = t // blocks
-            start = plan[BASE_X] + offset(kept, cell, X)
-            block(x, plan, outer, start, t - cell * blocks, part[t], buffer)
-    elif stage == 1:
-        for t in range(t0, t1):
-            merge_blocks(part, t * blocks, blocks, 1)
-            copy_states(part[t * blocks], state, offset(kept, t, CELL), 1)
-    elif stage == 2:
-        # Backwards: what the moments read last is still in the cache.
-        for t in range(t1 - 1, t0 - 1, -1):
-            cell = t // blocks
-            apply(x, y, plan, kept, outer, cell, t - cell * blocks, state, weight, bias, eps, center)
-    else:
-        own = np.empty((blocks, 4, 1))
-        for t in range(t0, t1):
-            start = plan[BASE_X] + offset(kept, t, X)
-            for b in range(blocks):
-                block(x, plan, outer, start, b, own[b], buffer)
-            merge_blocks(own, 0, blocks, 1)
-            copy_states(own[0], state, offset(kept, t, CELL), 1)
-            if stage == 4:
-                for b in range(blocks):
-                    apply(x, y, plan, kept, outer, t, b, state, weight, bias, eps, center)
+    buffer_memory = np.empty(1 if plan[INNER_X] == 1 else block_bounds(plan, 0)[3], x.dtype)
+    own_memory = np.empty((blocks if stage >= 3 else 1, 4, 1))
+    buffer = borrow(buffer_memory)
+    states = part if stage < 2 else borrow(own_memory)
+    of_blocks = stage == 0 or stage == 2
+    for i in range(t1 - t0):
+        # The affine step goes backwards: what the moments read last is still in the cache.
+        t = t1 - 1 - i if stage == 2 else t0 + i
+        position = t // blocks if of_blocks else t
+        b0 = t - position * blocks if of_blocks else 0
+        b1 = b0 + 1 if of_blocks else blocks
+        first = 0 if stage >= 3 else t if stage == 0 else t * blocks
+        if stage == 0 or stage >= 3:
+            start = plan[BASE_X] + offset(kept, position, X)
+            for b in range(b0, b1):
+                block(x, plan, outer, start, b, states[first + b - b0], buffer)
+        if stage == 1 or stage >= 3:
+            merge_blocks(states, first, blocks, 1)
+            copy_states(states[first], state, offset(kept, position, CELL), 1)
+        if stage == 2 or stage == 4:
+            for b in range(b0, b1):
+                apply(x, y, plan, kept, outer, position, b, state, weight, bias, eps, center)
+    keep_alive(buffer_memory)
+    keep_alive(own_memory)

@@ -57,7 +57,7 @@ OUTLIER = 32.0
 def borrow(typing, array):
     """The same array without its owner: a slice of it counts no references, which threads would fight over.
 
-    Only for arguments, which the caller keeps alive.
+    Only for what somebody keeps alive: the caller its arguments, `keep_alive` a local array.
     """
 
     def generate(context, builder, signature, arguments):
@@ -68,6 +68,16 @@ def borrow(typing, array):
         return borrowed._getvalue()
 
     return array(array), generate
+
+
+@intrinsic
+def keep_alive(typing, array):
+    """Nothing; but what is borrowed from a local array lives until here."""
+
+    def generate(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return types.none(array), generate
 
 
 @intrinsic
