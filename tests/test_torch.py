@@ -1,0 +1,218 @@
+"""PyTorch: gradients of every order, transforms, compilation, and memory that is shared and not copied."""
+
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import keepnorm as kn
+
+torch = pytest.importorskip("torch")
+
+MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 1, 1, 1], [1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)[:, None]
+GIVEN = kn.Moments.from_mean_var(torch.tensor([0.1, -0.2, 0.3]), torch.tensor([1.0, 2.0, 0.5]), keep=1, ndim=3)
+
+NORMS = {
+    "batch": lambda x, w, b: kn.batch_norm(x, w, b, channel=1),
+    "instance": lambda x, w, b: kn.instance_norm(x, w, b, channel=1),
+    "layer": lambda x, w, b: kn.normalize(x, 0, w, b, affine=1),
+    "group": lambda x, w, b: kn.group_norm(x, w, b, groups=3, channel=1),
+    "rms": lambda x, w, b: kn.normalize(x, 1, w, b, center=False),
+    "mask": lambda x, w, b: kn.normalize(x, 1, w, b, where=MASK),
+    "rms mask": lambda x, w, b: kn.normalize(x, 1, w, b, center=False, where=MASK),
+    "given": lambda x, w, b: kn.normalize(x, 1, w, b, moments=GIVEN),
+    "moments": lambda x, w, b: kn.normalize(x, 1, w, b, moments=kn.moments(x * 2, 1)),
+    "mean": lambda x, w, b: kn.moments(x, 1).mean * w + b,
+    "var": lambda x, w, b: kn.moments(x, 1, where=MASK).var * w + b,
+    "affine": lambda x, w, b: kn.affine(x, w, b, keep=1),
+}
+
+
+def operands(shape=(4, 3, 5), dtype=torch.float64, channels=3):
+    generator = torch.Generator().manual_seed(20261120)
+    x = torch.randn(shape, dtype=dtype, generator=generator) + 3
+    w, b = (torch.randn(channels, dtype=dtype, generator=generator) + 1 for _ in range(2))
+    return x, w, b
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradcheck(norm):
+    x, w, b = (t.requires_grad_() for t in operands())
+    assert torch.autograd.gradcheck(NORMS[norm], (x, w, b))
+    assert torch.autograd.gradcheck(lambda x: NORMS[norm](x, w.detach(), b.detach()), (x,))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradgradcheck(norm):
+    x, w, b = (t.requires_grad_() for t in operands((4, 3, 5)))
+    assert torch.autograd.gradgradcheck(NORMS[norm], (x, w, b))
+
+
+@pytest.mark.parametrize("norm", [n for n in NORMS if n not in ("moments", "mean", "var")])
+def test_only_what_requires_a_gradient_gets_one(norm):
+    for wanted in range(3):
+        given = operands(dtype=torch.float32)
+        given[wanted].requires_grad_()
+        NORMS[norm](*given).square().sum().backward()
+        assert [t.grad is not None for t in given] == [i == wanted for i in range(3)]
+        assert given[wanted].grad.shape == given[wanted].shape
+
+
+def test_a_backward_of_the_kernels_is_that_of_the_standard_engine():
+    x, w, b = (t.requires_grad_() for t in operands((6, 3, 40), torch.float32))
+    y = kn.normalize(x, 1, w, b)
+    loss = (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum()
+    ours = torch.autograd.grad(loss, (x, w, b), retain_graph=True)
+    standard = torch.autograd.grad(loss, (x, w, b), create_graph=True)
+    for mine, other in zip(ours, standard, strict=True):
+        torch.testing.assert_close(mine, other.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_inference_mode_and_no_grad():
+    x, w, b = operands(dtype=torch.float32)
+    w.requires_grad_()
+    with torch.inference_mode():
+        assert kn.normalize(x, 1, w, b).is_inference()
+        out = torch.empty_like(x)
+        assert kn.normalize(x, 1, w, b, out=out) is out
+    with torch.no_grad():
+        assert kn.normalize(x, 1, w, b, out=x) is x
+
+
+def test_out_and_a_gradient_exclude_each_other():
+    x, w, b = operands(dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="out= records no gradient"):
+        kn.normalize(x, 1, w.requires_grad_(), b, out=torch.empty_like(x))
+
+
+def test_writing_to_what_a_gradient_needs_is_noticed():
+    x, w, b = operands(dtype=torch.float32)
+    y = kn.normalize(x, 1, w.requires_grad_(), b)
+    with torch.no_grad():
+        kn.normalize(x, 1, out=x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_vmap_and_functional_gradients():
+    x, w, b = operands(dtype=torch.float32)
+    torch.testing.assert_close(torch.func.vmap(lambda x: kn.normalize(x, 0))(x), kn.normalize(x, (0, 1)))
+    torch.testing.assert_close(
+        torch.func.vmap(lambda x, w: kn.normalize(x, 1, w), in_dims=(None, 0))(x, torch.stack([w, b])),
+        torch.stack([kn.normalize(x, 1, w), kn.normalize(x, 1, b)]),
+    )
+    x.requires_grad_()
+    kn.normalize(x, 1, w, b).pow(3).sum().backward()
+    found = torch.func.grad(lambda x: kn.normalize(x, 1, w, b).pow(3).sum())(x.detach())
+    torch.testing.assert_close(found, x.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_batched_gradients():
+    x, w, b = operands((2, 3, 2))
+    rows, at_once = (
+        torch.autograd.functional.jacobian(lambda x: kn.normalize(x, 1, w, b), x, vectorize=v) for v in (False, True)
+    )
+    torch.testing.assert_close(rows, at_once)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own, at its first use
+def test_forward_mode():
+    x, w, b = operands()
+    _, tangent = torch.func.jvp(lambda x: kn.normalize(x, 1, w, b), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, torch.zeros_like(x), atol=1e-9, rtol=0)
+    with torch.autograd.forward_ad.dual_level():
+        y = kn.normalize(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)), 1, w, b)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, tangent)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # both inside torch.compile
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_is_the_same_answer(dynamic):
+    x, w, b = operands(dtype=torch.float32)
+
+    def f(x, w, b):
+        return kn.batch_norm(x, w, b, channel=1) * 2 + kn.normalize(x, "n c l -> n")
+
+    compiled = torch.compile(f, backend="aot_eager", dynamic=dynamic)
+    for n in (4, 3, 2):
+        torch.testing.assert_close(compiled(x[:n], w, b), f(x[:n], w, b))
+    w.requires_grad_()
+    compiled(x, w, b).sum().backward()
+    assert w.grad is not None
+
+
+def test_exported_and_traced_by_make_fx():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x, w, b = operands(dtype=torch.float32)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return kn.normalize(x, 1, w, b)
+
+    torch.testing.assert_close(torch.export.export(Model(), (x,)).module()(x * 2), kn.normalize(x * 2, 1, w, b))
+    graph = make_fx(lambda x: kn.normalize(x, 1, w, b))(x)
+    torch.testing.assert_close(graph(x * 2), kn.normalize(x * 2, 1, w, b))
+
+
+def test_fake_tensors_stay_fake():
+    from torch._subclasses import FakeTensor, FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        assert isinstance(kn.normalize(mode.from_tensor(torch.ones(3, 4)), 1), FakeTensor)
+
+
+def test_parameters_are_tensors():
+    x, w, b = operands(dtype=torch.float32)
+    torch.testing.assert_close(kn.normalize(x, 1, torch.nn.Parameter(w), b), kn.normalize(x, 1, w, b))
+
+
+def test_sparse_is_told_what_to_pass():
+    with pytest.raises(TypeError, match=r"pass x.to_dense\(\)"):
+        kn.normalize(torch.eye(3).to_sparse(), 1)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x,
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.permute(0, 2, 3, 1),
+        lambda x: x[:, ::2, 1:],
+        lambda x: x[:1].expand(4, -1, -1, -1),
+        lambda x: torch._neg_view(x),
+    ],
+    ids=["plain", "channels last", "permuted", "sliced", "expanded", "negated"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_layout_has_numpys_values(layout, dtype):
+    x = layout(operands((4, 6, 5, 3), channels=6)[0].to(dtype))
+    y = kn.normalize(x, 1)
+    assert torch.equal(y, kn.normalize(x.contiguous(), 1))
+    assert y.is_contiguous(memory_format=torch.channels_last) == x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x.to(memory_format=torch.channels_last), lambda x: x.transpose(0, 3)])
+def test_x_is_not_copied(view):
+    x = view(torch.ones(16, 8, 128, 128))
+    kn.normalize(x, 1)  # compiled, and planned
+    gc.collect()
+    tracemalloc.start()  # sees NumPy's memory; the profiler sees PyTorch's
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            kn.normalize(x, 1)
+        numpy = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    taken = sum(max(e.self_cpu_memory_usage, 0) for e in profile.events() if e.name.startswith("aten::"))
+    size = x.numel() * 4
+    assert size <= taken <= size * 1.01
+    assert numpy <= size * 0.01
+
+
+def test_the_state_of_moments_is_double_and_merges():
+    x, _, _ = operands(dtype=torch.float32)
+    a, b = kn.moments(x[:1], 1), kn.moments(x[1:], 1)
+    assert a.shift.dtype is torch.float64
+    np.testing.assert_allclose((a + b).var.numpy(), kn.moments(x, 1).var.numpy(), rtol=2**-23)
