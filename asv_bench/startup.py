@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from asv_bench import cases
@@ -63,9 +64,15 @@ def _first_call(folder: str) -> float:
 
 
 def _seconds(code: str, arguments: list[str], **environment: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    # asv puts the package on the path by other means than the environment, which a process of its own inherits.
+    found = find_spec("keepnorm")
+    if found is None or found.origin is None:
+        raise ImportError("keepnorm must be installed to be measured; got no such package")
+    inherited = os.environ.get("PYTHONPATH")
+    paths = [str(Path(found.origin).parent.parent), *([inherited] if inherited else [])]
+    every = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=every, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"a fresh process must end with 0; got {done.returncode} and {done.stderr[-500:]!r}")
     return float(done.stdout.split()[-1])

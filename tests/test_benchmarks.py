@@ -253,7 +253,7 @@ def test_the_import_is_measured_beside_numpys(monkeypatch):
 def test_asv_reads_the_configuration():
     config = pytest.importorskip("asv.config", reason="asv is in the bench group")
     read = config.Config.load(str(ROOT / "asv_bench" / "asv.conf.json"))
-    assert (ROOT / "asv_bench" / read.benchmark_dir).resolve() == ROOT / "asv_bench"
+    assert (ROOT / "asv_bench" / read.benchmark_dir / "operations.py").is_file()
     assert read.launch_method == "spawn"
 
 
