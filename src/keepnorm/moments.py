@@ -7,6 +7,7 @@ of the data, so that delta and M2 are small numbers that have lost nothing, howe
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from keepnorm.axes import as_ints, normal
@@ -91,7 +92,8 @@ class Moments:
         Raises
         ------
         ValueError
-            If the shapes differ, the number of axes is not that of `keep`, or a variance or a count is negative.
+            If the shapes differ, the number of axes is not that of `keep`, or a variance or a count is negative (values are
+            only read from NumPy arrays).
         """
         axes = normal(as_ints(keep, "keep"), ndim, "keep", (-1,) * ndim)
         mean, var = _as_array(mean), _as_array(var)
@@ -107,8 +109,12 @@ class Moments:
                 raise ValueError(f"count must be a whole number of at least 0; got {count}")
             if getattr(count, "shape", ()) not in ((), tuple(mean.shape)):
                 raise ValueError(f"count must be one number or have shape {tuple(mean.shape)}; got {tuple(count.shape)}")
+            if isinstance(count, np.ndarray) and (count.dtype.kind not in "iu" or np.any(count < 0)):
+                raise ValueError(f"count must hold whole numbers of at least 0; got {count}")
             if hasattr(count, "shape") and count.shape == ():
                 count = int(count)
+        if isinstance(var, np.ndarray) and np.any(var < 0):
+            raise ValueError(f"var must be at least 0; got {np.min(var)}")
         dtype = "float64" if "float64" in str(mean.dtype) else "float32"
         mean, var = _widen(mean, xp), _widen(var, xp)
         m2 = var if count is None else var * _real(count, var, xp)
@@ -179,7 +185,8 @@ class Moments:
         if isinstance(self.count, int) and self.count == 0:
             return other
         xp = array_namespace(self.shift, other.shift)
-        shift, delta, m2 = _merge(self, other, xp)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities have their answer in _merge
+            shift, delta, m2 = _merge(self, other, xp)
         dtype = max(self.dtype, other.dtype)  # "float64" sorts after "float32"
         return Moments(
             self.count + other.count,
@@ -225,8 +232,6 @@ class Moments:
         ValueError
             If a key is missing.
         """
-        import numpy as np
-
         missing = {"count", "shift", "delta", "m2", "shape", "keep", "ndim", "dtype"} - set(state)
         if missing:
             raise ValueError(f"state lacks {sorted(missing)}; got the keys {sorted(state)}")
@@ -296,7 +301,7 @@ def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
     delta = xp.where(
         finite, a.delta + xp.where(finite, d, xp.zeros_like(d)) * share, a.delta + (b.delta + (b.shift - a.shift))
     )
-    m2 = a.m2 + b.m2 + d * d * weight
+    m2 = a.m2 + (b.m2 + d * d * weight)
     shift = a.shift + xp.zeros_like(delta)
     if a_empty is not None:
         shift = xp.where(a_empty, b.shift, shift)
@@ -308,8 +313,6 @@ def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
 def _as_array(values: Any) -> Array:
     if hasattr(values, "__array_namespace__") or hasattr(values, "dtype"):
         return values
-    import numpy as np
-
     return np.asarray(values, np.float32)
 
 
@@ -324,6 +327,4 @@ def _real(count: Any, like: Array, xp: Any) -> Array:
 
 
 def _to_list(values: Array) -> Any:
-    import numpy as np
-
     return np.asarray(values).tolist()
