@@ -76,6 +76,14 @@ def conformance(session: nox.Session, peer: str) -> None:
 
 
 @nox.session
+def training(session: nox.Session) -> None:
+    """Training steps and converted networks, PyTorch, Keras and Flax side by side in one environment."""
+    install(session, "test", "training", extras="demo")
+    files = ("conformance/test_training.py", *(f"tests/test_{name}.py" for name in ("dialects", "porting", "renorm", "batchnorm")))
+    pytest(session, *files, KERAS_BACKEND="jax")
+
+
+@nox.session
 def backends(session: nox.Session) -> None:
     """The test suite with PyTorch, JAX, dask and xarray installed: the same kind of array out as in."""
     install(session, "test", "backends", extras="dask")
