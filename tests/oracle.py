@@ -97,7 +97,11 @@ def centred(x, cells):
     """x minus its mean, without the rounding of the mean, nor that of a 64-bit integer."""
     if x.dtype.kind in "iu" and x.dtype.itemsize == 8:
         whole = np.trunc(cells.mean)
-        return (x.astype(object) - np.vectorize(int, otypes=[object])(whole)).astype(np.float64) - (cells.mean - whole) - cells.rest
+        return (
+            (x.astype(object) - np.vectorize(int, otypes=[object])(whole)).astype(np.float64)
+            - (cells.mean - whole)
+            - cells.rest
+        )
     return (x.astype(np.float64) - cells.mean) - cells.rest
 
 
@@ -105,10 +109,8 @@ def normalize(x, keep, weight=None, bias=None, *, affine=None, eps=1e-5, center=
     """The normalised array in float64."""
     cells = moments(x, keep, where) if cells is None else cells
     axes = kept_axes(keep if affine is None else affine, x.ndim)
-    if center:
-        y = centred(x, cells) / np.sqrt(cells.var + eps)
-    else:
-        y = x.astype(np.float64) / np.sqrt(cells.square + eps)
+    y = centred(x, cells) if center else x.astype(np.float64)
+    y = y / np.sqrt((cells.var if center else cells.square) + eps)
     if weight is not None:
         y = y * affine_view(weight, axes, x.ndim)
     return y if bias is None else y + affine_view(bias, axes, x.ndim)

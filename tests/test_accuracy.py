@@ -14,7 +14,9 @@ from tests.tolerance import DIGITS, assert_moments, assert_output, assert_within
 
 SIZES = (3, 4, 5, 2, 3)
 OFFSETS = (0.0, 100.0, 1e4, -3e5)
-SUBSETS = [(SIZES[:ndim], keep) for ndim in range(1, 6) for size in range(ndim + 1) for keep in combinations(range(ndim), size)]
+SUBSETS = [
+    (SIZES[:ndim], keep) for ndim in range(1, 6) for size in range(ndim + 1) for keep in combinations(range(ndim), size)
+]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -82,7 +84,15 @@ def test_the_shapes_of_the_tables(rng, shape, keep, offset):
 
 
 INTEGERS = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-SHAPES = [((6, 5, 4, 3), 1), ((6, 5, 4, 3), -1), ((6, 5, 4, 3), (0, 1)), ((600, 3), 1), ((3, 600), 0), ((7, 11), ()), ((4, 5), (0, 1))]
+SHAPES = [
+    ((6, 5, 4, 3), 1),
+    ((6, 5, 4, 3), -1),
+    ((6, 5, 4, 3), (0, 1)),
+    ((600, 3), 1),
+    ((3, 600), 0),
+    ((7, 11), ()),
+    ((4, 5), (0, 1)),
+]
 
 
 @pytest.mark.parametrize(("shape", "keep"), SHAPES, ids=str)
@@ -225,8 +235,11 @@ class TestConstants:
 
 class TestParameters:
     @pytest.mark.parametrize("layout", ["C", "last"])
-    @pytest.mark.parametrize(("keep", "affine"), [(1, None), (-1, None), ((0, 1), (1,)), ((0,), (1, 2)), ((1,), (0, 2)), ((), (1,)), ((0, 1, 2), ())])
-    @pytest.mark.parametrize("size", [1.0, 1e4])
+    @pytest.mark.parametrize(
+        ("keep", "affine"),
+        [(1, None), (-1, None), ((0, 1), (1,)), ((0,), (1, 2)), ((1,), (0, 2)), ((), (1,)), ((0, 1, 2), ())],
+    )
+    @pytest.mark.parametrize("size", [0.1, 1.0, 10.0, 1e4])
     @pytest.mark.parametrize("offset", OFFSETS)
     def test_weight_and_bias(self, rng, keep, affine, size, offset, layout):
         x = (rng.standard_normal((6, 5, 7)) + offset).astype(np.float32)
@@ -234,10 +247,16 @@ class TestParameters:
             x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
         shape = oracle.kept_shape(x, keep if affine is None else affine)
         weight, bias = (np.asarray(size * rng.standard_normal(shape), np.float32) for _ in range(2))
-        count = oracle.moments(x, keep).count
+        count, plain = oracle.moments(x, keep).count, np.abs(oracle.normalize(x, keep))
+        axes = oracle.kept_axes(keep if affine is None else affine, 3)
         for w, b in ((weight, bias), (weight, None), (None, bias)):
             reference = oracle.normalize(x, keep, w, b, affine=affine)
-            assert_output(kn.normalize(x, keep, w, b, affine=affine), reference, count, f"{w is not None} {b is not None}")
+            # What is rounded is the normalised value, at the size of 1, and then its product with the weight.
+            terms = np.abs(reference) if w is None else np.abs(oracle.affine_view(w, axes, 3)) * np.maximum(plain, 1)
+            what = f"{w is not None} {b is not None}"
+            assert_output(
+                kn.normalize(x, keep, w, b, affine=affine), reference, count, what, np.maximum(terms, np.abs(reference))
+            )
 
     @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5, 1e-3, 1.0])
     @pytest.mark.parametrize("spread", [1e-6, 1e-2, 1.0, 1e6])

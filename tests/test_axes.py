@@ -113,9 +113,11 @@ def test_another_keyword_is_not_swallowed():
         resolve(SHAPE, 1, sizes={"g": 2})
 
 
-@given(st.lists(st.integers(0, 5), max_size=5).flatmap(
-    lambda shape: st.tuples(st.just(shape), st.sets(st.integers(0, max(len(shape) - 1, 0)), max_size=len(shape)))
-))
+@given(
+    st.lists(st.integers(0, 5), max_size=5).flatmap(
+        lambda shape: st.tuples(st.just(shape), st.sets(st.integers(0, max(len(shape) - 1, 0)), max_size=len(shape)))
+    )
+)
 def test_the_complement_of_the_complement(case):
     shape, reduced = case
     kept = kept_axes.complement(tuple(reduced), len(shape), tuple(shape))

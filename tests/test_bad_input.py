@@ -25,7 +25,15 @@ CALLS = {
 }
 NORMS = [name for name in CALLS if name not in ("moments", "affine")]
 WITH_OUT = [name for name in CALLS if name not in ("moments", "normalize_vjp")]
-AXES_WORD = {"layer_norm": "axes", "rms_norm": "axes", "batch_norm": "channel", "instance_norm": "channel", "group_norm": "channel"}
+AXES_WORD = {
+    "layer_norm": "axes",
+    "rms_norm": "axes",
+    "batch_norm": "channel",
+    "instance_norm": "channel",
+    "group_norm": "channel",
+}
+
+NEEDED = {"layer_norm": 4, "rms_norm": 4}  # how many weights, where it is not 3
 
 
 def word(name):
@@ -46,16 +54,20 @@ class TestX:
         wrong = np.zeros(X.shape, dtype)
         if wrong.dtype == np.float64:
             pytest.skip("long double is float64 here")
-        with pytest.raises(TypeError, match=rf"x must hold bool, integers or floating point numbers; got {re.escape(wrong.dtype.name)}"):
+        with pytest.raises(
+            TypeError, match=rf"x must hold bool, integers or floating point numbers; got {re.escape(wrong.dtype.name)}"
+        ):
             CALLS[name](wrong)
 
-    @pytest.mark.parametrize("wrong", [[[1.0, 2.0], [3.0]], [[1.0, 2.0], [3.0, 4.0]], (1.0, 2.0), "abc", None, 1.0, {1.0}], ids=repr)
+    @pytest.mark.parametrize(
+        "wrong", [[[1.0, 2.0], [3.0]], [[1.0, 2.0], [3.0, 4.0]], (1.0, 2.0), "abc", None, 1.0, {1.0}], ids=repr
+    )
     def test_what_is_no_array(self, name, wrong):
         with pytest.raises(TypeError, match=rf"x must be an array: .*; got {type(wrong).__name__}"):
             CALLS[name](wrong)
 
     def test_subclasses_that_would_lose_their_meaning(self, name):
-        with pytest.raises(TypeError, match="x is a masked array: .*where=.*; got a numpy.ma"):
+        with pytest.raises(TypeError, match=r"x is a masked array: .*where=.*; got a numpy.ma"):
             CALLS[name](np.ma.masked_array(X, X > 3))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PendingDeprecationWarning)
@@ -112,19 +124,19 @@ class TestAxes:
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("parameter", ["weight", "bias"])
 class TestParameters:
-    needed = {"layer_norm": 4, "rms_norm": 4}
-
     @pytest.mark.parametrize("shape", [(5,), (1, 3), (1,), (), (2, 3, 4), (0,)])
     def test_shape(self, name, parameter, shape):
-        n = self.needed.get(name, 3)
-        message = rf"{parameter} has shape {re.escape(str(shape))}, but the affine axes .* of x with shape \(2, 3, 4\) need \({n},\)"
+        n = NEEDED.get(name, 3)
+        message = (
+            rf"{parameter} has shape {re.escape(str(shape))}, but the affine axes .* of x with shape \(2, 3, 4\) need \({n},\)"
+        )
         with pytest.raises(ValueError, match=message):
             CALLS[name](X, **{parameter: np.ones(shape, np.float32)})
 
     @pytest.mark.parametrize("dtype", [np.complex64, object, "U1"])
     def test_dtype(self, name, parameter, dtype):
         with pytest.raises(TypeError, match=rf"{parameter} must hold real numbers; got {np.dtype(dtype).name}"):
-            CALLS[name](X, **{parameter: np.ones(self.needed.get(name, 3), dtype)})
+            CALLS[name](X, **{parameter: np.ones(NEEDED.get(name, 3), dtype)})
 
     @pytest.mark.parametrize("wrong", [[1.0, 1.0, 1.0], 1.0, "ones"])
     def test_no_array(self, name, parameter, wrong):
@@ -137,7 +149,7 @@ def test_affine_parameters():
         kn.affine(X, np.ones(4), keep=1)
     with pytest.raises(ValueError, match=r"shift has shape \(4,\), but the affine axes \(1,\) of x .* need \(3,\)"):
         kn.affine(X, W, np.ones(4), keep=1)
-    with pytest.raises(TypeError, match="scale must .*; got None"):
+    with pytest.raises(TypeError, match=r"scale must .*; got None"):
         kn.affine(X, None, W, keep=1)
     with pytest.raises(ValueError, match=r"weight has shape \(3,\), but the affine axes \(0, 2\) of x .* need \(2, 4\)"):
         kn.normalize(X, 1, W, affine=(0, 2))
@@ -186,7 +198,7 @@ class TestGeneral:
                 function(X, 1, where=np.ones(X.shape, dtype))
 
     def test_a_mask_that_is_no_array(self, call):
-        with pytest.raises(TypeError, match="where must be an array .*; got list"):
+        with pytest.raises(TypeError, match=r"where must be an array .*; got list"):
             call(X, 1, where=[True] * 4)
 
     def test_moments_of_other_cells(self, call):
@@ -228,7 +240,7 @@ class TestOut:
     def test_places_that_are_one_place(self, name):
         """A writable array in which several elements share their memory cannot hold a result."""
         shared = np.lib.stride_tricks.as_strided(np.zeros(12, np.float32), X.shape, (0, 16, 4))
-        with pytest.raises(ValueError, match="out must .*; got "):
+        with pytest.raises(ValueError, match=r"out must .*; got "):
             CALLS[name](X, out=shared)
 
     @pytest.mark.parametrize("wrong", [[[0.0]], (np.empty_like(X),), "out", True])
@@ -254,7 +266,7 @@ class TestGroups:
 
     @pytest.mark.parametrize("norm", [kn.instance_norm, lambda x, **k: kn.group_norm(x, groups=1, **k)])
     def test_the_batch_axis_is_no_channel(self, norm):
-        with pytest.raises(ValueError, match="channel and batch must be different axes .*; got -3 and 0"):
+        with pytest.raises(ValueError, match=r"channel and batch must be different axes .*; got -3 and 0"):
             norm(X, channel=-3)
 
 
@@ -306,13 +318,15 @@ def test_a_cotangent_of_another_shape(dy):
 @pytest.mark.parametrize("dy", [[1.0], None, np.ones(X.shape, np.complex64)])
 def test_a_cotangent_that_is_none(dy):
     _, vjp = kn.normalize_vjp(X, 1)
-    with pytest.raises(TypeError, match="dy must .*; got "):
+    with pytest.raises(TypeError, match=r"dy must .*; got "):
         vjp(dy)
 
 
-@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    ("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)]
+)
 def test_a_number_of_threads(n, error):
-    with pytest.raises(error, match="n must .*; got "), kn.threads(n):
+    with pytest.raises(error, match=r"n must .*; got "), kn.threads(n):
         pass
 
 
@@ -325,4 +339,3 @@ def test_an_error_comes_before_any_engine(run_python, name):
         "else: sys.exit('no error')\n"
         "sys.exit('numba' in sys.modules)"
     )
-

@@ -13,7 +13,9 @@ from tests.tolerance import assert_gradient
 
 OFFSETS = (0.0, 100.0, 1e4)
 SIZES = (3, 4, 5, 6)
-SUBSETS = [(SIZES[:ndim], keep) for ndim in range(1, 5) for size in range(ndim + 1) for keep in combinations(range(ndim), size)]
+SUBSETS = [
+    (SIZES[:ndim], keep) for ndim in range(1, 5) for size in range(ndim + 1) for keep in combinations(range(ndim), size)
+]
 
 
 def largest(values, keep):
@@ -86,7 +88,9 @@ class TestEveryKeepSubset:
         check(x, dy, keep, weight, bias, where=where)
 
 
-@pytest.mark.parametrize(("keep", "affine"), [((0,), (1, 2)), ((0, 1), (2,)), ((0, 2), (2,)), ((1,), (0, 2)), ((), (1,)), ((0,), ())])
+@pytest.mark.parametrize(
+    ("keep", "affine"), [((0,), (1, 2)), ((0, 1), (2,)), ((0, 2), (2,)), ((1,), (0, 2)), ((), (1,)), ((0,), ())]
+)
 @pytest.mark.parametrize("offset", OFFSETS)
 def test_affine_axes_of_their_own(rng, keep, affine, offset):
     shape = (6, 7, 5)

@@ -76,6 +76,31 @@ def test_a_long_stream_of_batches_keeps_its_digits(rng):
     assert_moments(seen.moments, oracle.moments(x, 1), "float32")
 
 
+def test_the_kernels_merge_with_the_same_formula(rng):
+    """One merge serves blocks, batches and ranks: bit by bit, infinities and empty cells included."""
+    from numba import njit
+
+    from keepnorm.kernels.scalars import DELTA, M2, K, N, merge_state
+
+    @njit
+    def merge_all(a, b):
+        for k in range(a.shape[1]):
+            merge_state(a, b, k)
+
+    cells = 12
+    a, b = rng.standard_normal((2, 4, cells)) + np.array([0, 1e4, 0, 3])[:, None]
+    a[N], b[N] = rng.integers(0, 50, (2, cells))
+    a[N, :4], b[N, :4] = (0, 7, 0, 3), (5, 0, 0, 4)
+    a[DELTA, 4:6] = b[DELTA, 5:7] = np.inf
+    b[K, 7] = -np.inf
+    states = [kn.Moments(s[N].astype(np.int64), s[K].copy(), s[DELTA].copy(), s[M2].copy(), keep=(0,), ndim=2) for s in (a, b)]
+    merged = states[0] + states[1]
+    merge_all(a, b)
+    np.testing.assert_array_equal(a[N], merged.count)
+    for row, values in ((K, merged.shift), (DELTA, merged.delta), (M2, merged.m2)):
+        np.testing.assert_array_equal(a[row][a[N] > 0], values[a[N] > 0])
+
+
 def test_the_merge_does_not_lose_what_a_float_cannot_hold():
     """Two batches that differ by one unit in the last place of a large mean."""
     a, b = np.full((8, 1), 1e10), np.full((8, 1), np.nextafter(1e10, 2e10))
@@ -150,7 +175,7 @@ class TestMismatch:
     def test_without_a_count(self):
         running = kn.Moments.from_mean_var(np.zeros(3), np.ones(3), keep=1, ndim=2)
         for a, b in ((running, kn.moments(np.ones((4, 3)), 1)), (kn.moments(np.ones((4, 3)), 1), running)):
-            with pytest.raises(ValueError, match="moments without a count do not merge.*got count=None"):
+            with pytest.raises(ValueError, match=r"moments without a count do not merge.*got count=None"):
                 a.merge(b)
 
     def test_a_failed_update_leaves_the_accumulator_as_it_was(self):
@@ -239,8 +264,12 @@ class TestCopies:
             assert bits(kn.Moments.from_dict(moments.to_dict())) == bits(moments)
 
     def test_the_dict_is_json(self):
+        """The same text again: JSON has one NaN, without a sign."""
         for moments in self.states():
-            assert bits(kn.Moments.from_dict(json.loads(json.dumps(moments.to_dict())))) == bits(moments)
+            text = json.dumps(moments.to_dict())
+            assert json.dumps(kn.Moments.from_dict(json.loads(text)).to_dict()) == text
+            if np.isfinite(moments.m2).all():
+                assert bits(kn.Moments.from_dict(json.loads(text))) == bits(moments)
 
     def test_pickle_and_copy_restore_every_bit(self):
         for moments in self.states():

@@ -11,13 +11,13 @@ SHAPE = (4, 6, 5, 3)
 CALLS = {
     "affine": lambda x, p, **k: kn.affine(x, p, p, keep=1, **k),
     "normalize": lambda x, p, **k: kn.normalize(x, 1, p, p, **k),
-    "normalize over none": lambda x, p, **k: kn.normalize(x, (0, 1, 2, 3), **k),
-    "normalize over all": lambda x, p, **k: kn.normalize(x, (), **k),
+    "normalize over none": lambda x, p, **k: kn.normalize(x, (0, 1, 2, 3), bias=p, affine=1, **k),
+    "normalize over all": lambda x, p, **k: kn.normalize(x, (), p, affine=1, **k),
     "given moments": lambda x, p, **k: kn.normalize(x, 1, p, moments=kn.moments(x, 1), **k),
     "mask": lambda x, p, **k: kn.normalize(x, 1, p, where=np.arange(5).reshape(5, 1) < 3, **k),
     "batch_norm": lambda x, p, **k: kn.batch_norm(x, p, channel=1, **k),
     "instance_norm": lambda x, p, **k: kn.instance_norm(x, p, channel=1, **k),
-    "layer_norm": lambda x, p, **k: kn.layer_norm(x, axes=-1, **k),
+    "layer_norm": lambda x, p, **k: kn.layer_norm(x, bias=p, axes=1, **k),
     "group_norm": lambda x, p, **k: kn.group_norm(x, p, groups=2, channel=1, **k),
     "rms_norm": lambda x, p, **k: kn.rms_norm(x, p, axes=1, **k),
 }

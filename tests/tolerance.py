@@ -50,7 +50,9 @@ def assert_moments(got, cells, dtype, what=""):
     shape = got.mean.shape
     mean, var, count = (np.reshape(v, shape) for v in (cells.mean, cells.var, cells.count))
     std = np.sqrt(var)
-    assert got.mean.dtype == got.var.dtype == got.std.dtype == np.dtype(dtype), f"{what}: dtype {got.mean.dtype}, needed {dtype}"
+    assert got.mean.dtype == got.var.dtype == got.std.dtype == np.dtype(dtype), (
+        f"{what}: dtype {got.mean.dtype}, needed {dtype}"
+    )
     assert_within(got.mean, mean, MOMENT_ULPS * ulp(mean, dtype) + state(count) * std, f"{what} mean")
     assert_within(got.var, var, MOMENT_ULPS * ulp(var, dtype) + 4 * state(count) * var, f"{what} var")
     assert_within(got.std, std, MOMENT_ULPS * ulp(std, dtype) + 4 * state(count) * std, f"{what} std")
