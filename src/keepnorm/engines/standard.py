@@ -162,13 +162,14 @@ def _measure(wide: Array, mask: Array | None, axes: Axes, xp: Any) -> _State:
     if mask is not None:
         off = xp.where(mask, off, xp.zeros_like(off))
     delta = _divide(_sum(off, axes.reduce, xp), count, xp)
-    # The second pass finds what rounding left out of the first mean; an infinite mean stays as it is.
-    rest = off - delta
+    # The second pass finds what rounding left out of the first mean; an infinite mean stays, and has no variance.
+    sound = xp.isfinite(delta)
+    rest = off - xp.where(sound, delta, xp.zeros_like(delta))
     if mask is not None:
         rest = xp.where(mask, rest, xp.zeros_like(rest))
-    left = _divide(_sum(rest, axes.reduce, xp), count, xp)
+    left = xp.where(sound, _divide(_sum(rest, axes.reduce, xp), count, xp), xp.zeros_like(delta))
     m2 = _sum(rest * rest, axes.reduce, xp) - left * left * _real(count, left, xp)
-    m2 = xp.where(m2 < 0, xp.zeros_like(m2), m2)
+    m2 = xp.where(sound, xp.where(m2 < 0, xp.zeros_like(m2), m2), xp.full_like(m2, xp.nan))
     # The mean itself becomes the shift, so that what the rounding of a mean in x's own precision loses stays in delta.
     mean = _constant(shift + delta)
     fits = xp.isfinite(mean)
