@@ -204,22 +204,41 @@ else:
         first = builder.inttoptr(address, ir.PointerType(element, addrspace=1))
         return builder.bitcast(builder.gep(first, [index]), ir.PointerType(kind, addrspace=1))
 
+    WORD = ir.IntType(32)
+
+    def _word(n):
+        return ir.Constant(WORD, n)
+
+    def _words(name, wide):
+        """How many values a 32-bit word holds, and how many words a vector has; (1, wide) for wider values.
+
+        A vector of shorter values would be loaded in halves, so that they travel in words.
+        """
+        each = max(1, 4 // itemsize(name)) if wide * itemsize(name) >= 4 else 1
+        return each, wide // each
+
     @cache
     def load(name, wide):
         """A reader of one value (a tuple of `wide` values, from an index that `wide` divides) of a dtype."""
         raw = getattr(types, RAW[name])
         result = raw if wide == 1 else types.UniTuple(raw, wide)
+        each, words = _words(name, wide)
 
         @intrinsic
         def read(typing, address, index):
             def generate(context, builder, signature, arguments):
                 element = context.get_value_type(raw)
-                kind = element if wide == 1 else ir.VectorType(element, wide)
+                unit = WORD if each > 1 else element
+                kind = unit if words == 1 else ir.VectorType(unit, words)
                 pointer = _global_pointer(builder, *arguments, element, kind)
                 value = builder.load(pointer, align=itemsize(name) * wide)
                 if wide == 1:
                     return value
-                parts = [builder.extract_element(value, ir.Constant(ir.IntType(32), j)) for j in range(wide)]
+                units = [value] if words == 1 else [builder.extract_element(value, _word(w)) for w in range(words)]
+                if each == 1:
+                    return context.make_tuple(builder, result, units)
+                bits = 32 // each
+                parts = [builder.trunc(builder.lshr(unit, _word(bits * i)), element) for unit in units for i in range(each)]
                 return context.make_tuple(builder, result, parts)
 
             return result(types.int64, types.int64), generate
@@ -231,25 +250,38 @@ else:
         """A writer of one value, or of a tuple of `wide` values, of a dtype."""
         raw = getattr(types, RAW[name])
         given = raw if wide == 1 else types.UniTuple(raw, wide)
+        each, words = _words(name, wide)
 
         @intrinsic
         def write(typing, address, index, value):
             def generate(context, builder, signature, arguments):
                 element = context.get_value_type(raw)
-                kind = element if wide == 1 else ir.VectorType(element, wide)
+                unit = WORD if each > 1 else element
+                kind = unit if words == 1 else ir.VectorType(unit, words)
                 pointer = _global_pointer(builder, *arguments[:2], element, kind)
                 whole = arguments[2]
                 if wide > 1:
-                    whole = ir.Constant(kind, ir.Undefined)
-                    for j in range(wide):
-                        part = builder.extract_value(arguments[2], j)
-                        whole = builder.insert_element(whole, part, ir.Constant(ir.IntType(32), j))
+                    parts = [builder.extract_value(arguments[2], j) for j in range(wide)]
+                    units = [_joined(builder, parts[w * each : (w + 1) * each]) for w in range(words)]
+                    whole = units[0] if words == 1 else ir.Constant(kind, ir.Undefined)
+                    for w in range(words if words > 1 else 0):
+                        whole = builder.insert_element(whole, units[w], _word(w))
                 builder.store(whole, pointer, align=itemsize(name) * wide)
                 return context.get_dummy_value()
 
             return types.void(types.int64, types.int64, given), generate
 
         return write
+
+    def _joined(builder, parts):
+        """Values side by side in one word, the first in the lowest bits; a value alone is itself."""
+        if len(parts) == 1:
+            return parts[0]
+        bits = 32 // len(parts)
+        word = builder.zext(parts[0], WORD)
+        for i, part in enumerate(parts[1:], 1):
+            word = builder.or_(word, builder.shl(builder.zext(part, WORD), _word(bits * i)))
+        return word
 
     @intrinsic
     def load_fresh(typing, address, index):
