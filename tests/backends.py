@@ -10,8 +10,8 @@ from keepnorm import capabilities
 from tests import oracle
 
 BACKENDS = {b.name: b for b in capabilities.BACKENDS}
-# Those whose values can be read here: meta tensors have none, and CuPy has a suite of its own (tests/gpu).
-NAMES = [name for name in BACKENDS if name not in ("torch meta", "cupy")]
+# Those whose values can be read here: meta tensors have none, and CUDA has a suite of its own (tests/gpu).
+NAMES = [name for name in BACKENDS if name not in ("torch meta", "torch cuda", "cupy")]
 
 
 class Kind(NamedTuple):

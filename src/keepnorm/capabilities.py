@@ -64,6 +64,7 @@ class Backend(NamedTuple):
 BACKENDS = (
     Backend("numpy", "numpy", "host", True, True, False, "vjp", "-", True, "float64", _ALL),
     Backend("torch", "torch", "torch", True, True, False, "library", "called between two graphs", True, "float64", _ALL),
+    Backend("torch cuda", "torch", "torch", False, True, False, "library", "called between two graphs", True, "float64", _ALL),
     Backend("torch meta", "torch", "torch", False, True, False, "library", "-", True, "float64", _ALL[:10]),
     Backend("jax", "jax", "jax", True, True, False, "library", "-", False, "float64", _ALL),
     Backend("jax jit", "jax", "jax", False, True, False, "library", "traced", False, "float64 with x64, else float32", _ALL),
