@@ -13,10 +13,10 @@ FLOAT16 = np.dtype([("float16", np.uint16)])
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 # Columns of a table of axes, as in plan.Axis.
-SIZE, CELL, AFFINE, X, Y, Z, MASK = range(7)
+SIZE, CELL, AFFINE, X, Y, Z, MASK = np.arange(7)
 
 # Rows of a state: count, shift K, delta, M2.
-N, K, DELTA, M2 = range(4)
+N, K, DELTA, M2 = np.arange(4)
 
 # What a plan says in single integers, in the order of engines/host.py.
 (
@@ -47,7 +47,7 @@ N, K, DELTA, M2 = range(4)
     LANE_MASK,
     CHUNK,
     CHUNKS,
-) = range(27)
+) = np.arange(27)
 
 # A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had an outlier for its K and is swept again about its mean.
 OUTLIER = 32.0
@@ -147,6 +147,12 @@ def _difference(value, shift):
 
         return unsigned
     return lambda value, shift: np.float64(value) - shift
+
+
+@exact
+def centred(value, mean, low):
+    """The value less a mean in two floats, in this order: where sums may be reordered, low would vanish in mean + low."""
+    return (difference(value, 0.0) - mean) - low
 
 
 def anchor(value):
@@ -320,7 +326,9 @@ def center_and_scale(state, cell, eps, center, narrow):
     var = state[M2, cell] / n  # NaN for an empty cell
     mean = state[K, cell] + state[DELTA, cell]
     low = (state[K, cell] - mean) + state[DELTA, cell]
-    scale = 1.0 / np.sqrt((var if center else var + mean * mean) + eps)
+    # Without centring an infinite value makes the mean square infinite, though the variance has no number.
+    square = np.inf if np.isinf(mean) else var + mean * mean
+    scale = 1.0 / np.sqrt((var if center else square) + eps)
     c = scale * 33554433.0  # 2^25 + 1: Veltkamp's split
     short = c - (c - scale)
     unit = 25165824.0 / short  # 1.5 * 2^24: adding it drops the bits below 2^-28 of 1 / scale
