@@ -194,7 +194,7 @@ def refuse_keywords(keywords: Mapping[str, Any], takes: str) -> NoReturn:
     if name in _AXIS_WORDS:
         raise TypeError(
             f"{name}={value!r} is ambiguous: np.mean, torch and Keras LayerNormalization reduce such an axis, Keras "
-            f"BatchNormalization keeps it. Say {takes}= with the axes that {_MEANING[takes]}"
+            f"BatchNormalization keeps it. Say {_MEANING[takes]}"
         )
     if name == "momentum":
         raise TypeError(
@@ -208,9 +208,9 @@ def refuse_keywords(keywords: Mapping[str, Any], takes: str) -> NoReturn:
 
 
 _MEANING = {
-    "keep": "survive; everything else is reduced",
-    "axes": "are reduced; everything else is kept",
-    "channel": "holds the channels; it is an axis that is kept",
+    "keep": "keep= with the axes that survive; everything else is reduced",
+    "axes": "axes= with the axes that are reduced; everything else is kept",
+    "channel": "channel= with the axis of the channels, which is kept",
 }
 
 
