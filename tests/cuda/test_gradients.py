@@ -23,15 +23,19 @@ def check(x, keep, *, affine=None, weight=True, bias=True, center=True, where=No
     dx, dweight, dbias = vjp(dy)
     exact = oracle.gradients(x, dy, keep, w, affine=affine, center=center, where=where)
     cells = oracle.moments(x, keep, where)
-    largest = np.max(np.abs(dy.astype(np.float64))) / np.sqrt(np.min(cells.var) + 1e-5) * (1 if w is None else np.max(np.abs(w)))
+    largest = (
+        np.max(np.abs(dy.astype(np.float64))) / np.sqrt(np.min(cells.var) + 1e-5) * (1 if w is None else np.max(np.abs(w)))
+    )
     tolerance.assert_gradient(dx, exact[0], np.maximum(largest, np.abs(exact[0]).max()), cells.count, "dx")
-    assert dx.dtype == y.dtype and dx.shape == x.shape
+    assert dx.dtype == y.dtype
+    assert dx.shape == x.shape
     hat = np.abs(oracle.normalize(x, keep, center=center, where=where, cells=cells)).max()
     for got, reference, given, scale in ((dweight, exact[1], w, hat), (dbias, exact[2], b, 1)):
         if given is None:
             assert got is None
         else:
-            assert got.shape == given.shape and got.dtype == given.dtype
+            assert got.shape == given.shape
+            assert got.dtype == given.dtype
             number = x.size // max(given.size, 1)
             most = np.abs(dy.astype(np.float64)).max() * scale * number
             limit = tolerance.GRADIENT_ULPS * tolerance.ulp(np.maximum(np.abs(reference), 1), got.dtype)
@@ -57,7 +61,9 @@ def test_every_layout(layout, keep, affine, rng):
     check(x, keep, affine=affine, dy=np.asfortranarray(data(rng, x.shape)), rng=rng)
 
 
-@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16, "float32", "float64", "uint8", "int64"], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize(
+    "dtype", ["float16", ml_dtypes.bfloat16, "float32", "float64", "uint8", "int64"], ids=lambda d: np.dtype(d).name
+)
 @pytest.mark.parametrize(("keep", "affine"), [((1,), None), ((0,), (1,))], ids=["batch norm", "layer norm"])
 def test_every_dtype(dtype, keep, affine, rng):
     check(data(rng, (6, 16), dtype, offset=3), keep, affine=affine, rng=rng)
@@ -77,7 +83,9 @@ def test_cells_of_many_blocks(shape, keep, rng):
     check(data(rng, shape, offset=3), keep, affine=tuple(a for a in range(len(shape)) if a not in keep), rng=rng)
 
 
-@pytest.mark.parametrize(("shape", "keep", "affine"), [((4, 30), (0,), None), ((30, 4), (1,), None), ((4, 30), (0,), (1,))], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "keep", "affine"), [((4, 30), (0,), None), ((30, 4), (1,), None), ((4, 30), (0,), (1,))], ids=str
+)
 def test_masks(shape, keep, affine, rng):
     check(data(rng, shape, offset=3), keep, affine=affine, where=rng.random(shape) < 0.6, rng=rng)
 

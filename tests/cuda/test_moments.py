@@ -142,9 +142,11 @@ def test_nan_and_infinity_stay_in_their_cell(keep, where, rng):
     cells = x if keep == (0,) else x.T
     cells[1, where], cells[2, where] = np.nan, np.inf
     m = measure(x, keep)
-    assert np.isnan(m.mean[1]) and np.isnan(m.var[1])
+    assert np.isnan(m.mean[1])
+    assert np.isnan(m.var[1])
     assert m.mean[2] == np.inf
-    assert np.isfinite(m.mean[[0, 3]]).all() and np.isfinite(m.var[[0, 3]]).all()
+    assert np.isfinite(m.mean[[0, 3]]).all()
+    assert np.isfinite(m.var[[0, 3]]).all()
 
 
 def test_the_mean_of_an_infinity_and_one_is_infinite():
@@ -202,7 +204,8 @@ def test_patterns_split_axes(rng):
 def test_no_data_has_no_moments():
     m = measure(np.zeros((0, 3), np.float32), 1)
     assert m.count == 0
-    assert np.isnan(m.mean).all() and m.mean.shape == (3,)
+    assert np.isnan(m.mean).all()
+    assert m.mean.shape == (3,)
     assert measure(np.zeros((3, 0), np.float32), 1).mean.shape == (0,)
 
 

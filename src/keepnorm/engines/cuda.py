@@ -17,7 +17,6 @@ from keepnorm.engines.cuda_memory import Operand, operand
 from keepnorm.engines.cuda_session import (
     Session,
     finish,
-    from_cells,
     opened,
     outputs,
     parameters,
@@ -129,7 +128,9 @@ def _measure(session: Session, x: Array, axes: Axes, where: Array | None) -> tup
     return state, steps
 
 
-def _reduce(session: Session, steps: Walk, types: cuda.Types, state: _State, x: Operand, mask: Operand | None, **part: int) -> None:
+def _reduce(
+    session: Session, steps: Walk, types: cuda.Types, state: _State, x: Operand, mask: Operand | None, **part: int
+) -> None:
     """Fill the state; cells whose shift was an outlier are swept again, where that costs digits of the answer."""
     kind = "moments" if mask is None else "masked"
     arguments = {"x": x, "mask": mask, **state} if mask is not None else {"x": x, **state}
@@ -326,6 +327,3 @@ def _plain(axes: Axes) -> Axes:
 def _swapped(axes: Axes) -> Axes:
     """The same axes with the roles of kept and affine exchanged."""
     return replace(axes, keep=axes.affine, affine=axes.keep)
-
-
-__all__ = ["affine", "from_cells", "moments", "normalize", "normalize_vjp", "normalize_with_moments"]

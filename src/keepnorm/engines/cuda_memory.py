@@ -128,7 +128,7 @@ def _torch() -> Library:
         zeros=lambda n, name, x: torch.zeros(n, dtype=getattr(torch, name), device=x.device),
         upload=upload,
         copy=lambda out, y: out.copy_(y),
-        cache=lambda device: int(torch.cuda.get_device_properties(device).L2_cache_size),
+        cache=cache(lambda device: int(torch.cuda.get_device_properties(device).L2_cache_size)),
     )
 
 
@@ -136,7 +136,7 @@ def _torch() -> Library:
 def _cupy() -> Library:
     import cupy
 
-    def upload(numbers: list[int], x: Array) -> Array:
+    def upload(numbers: list[int], _x: Array) -> Array:
         there = cupy.asarray(numbers, dtype=cupy.int64)
         cupy.cuda.get_current_stream().synchronize()
         return there
@@ -157,11 +157,11 @@ def _cupy() -> Library:
         address=lambda x: int(x.data.ptr),
         strides=lambda x: tuple(x.strides),
         empty_like=lambda x, name: cupy.empty_like(x, dtype=dtype(name)),
-        empty=lambda shape, name, x: cupy.empty(shape, dtype=dtype(name)),
-        zeros=lambda n, name, x: cupy.zeros(n, dtype=dtype(name)),
+        empty=lambda shape, name, _x: cupy.empty(shape, dtype=dtype(name)),
+        zeros=lambda n, name, _x: cupy.zeros(n, dtype=dtype(name)),
         upload=upload,
         copy=lambda out, y: cupy.copyto(out, y),
-        cache=lambda device: int(cupy.cuda.Device(device).attributes["L2CacheSize"]),
+        cache=cache(lambda device: int(cupy.cuda.Device(device).attributes["L2CacheSize"])),
     )
 
 
@@ -184,18 +184,18 @@ def _simulator() -> Library:
 
     return Library(
         name="simulator",
-        device_of=lambda x: 0,
-        inside=lambda x: nullcontext(),
-        stream=lambda device: 0,
+        device_of=lambda _x: 0,
+        inside=lambda _x: nullcontext(),
+        stream=lambda _device: 0,
         capturing=lambda: False,
         address=lambda x: int(x.__array_interface__["data"][0]),
         strides=lambda x: tuple(x.strides),
         empty_like=lambda x, name: np.empty_like(x, dtype=dtype(name)),
-        empty=lambda shape, name, x: np.empty(shape, dtype=dtype(name)),
-        zeros=lambda n, name, x: np.zeros(n, dtype=dtype(name)),
-        upload=lambda numbers, x: np.array(numbers, np.int64),
+        empty=lambda shape, name, _x: np.empty(shape, dtype=dtype(name)),
+        zeros=lambda n, name, _x: np.zeros(n, dtype=dtype(name)),
+        upload=lambda numbers, _x: np.array(numbers, np.int64),
         copy=lambda out, y: np.copyto(out, y),
-        cache=lambda device: 2048,
+        cache=lambda _device: 2048,
     )
 
 

@@ -49,25 +49,36 @@ def opened(x: Array, *others: Array | None) -> Iterator[Session]:
     mark_used()
 
 
-@contextmanager
-def explained() -> Iterator[None]:
+class explained:  # noqa: N801
     """Say what to do about an error of the driver or of the compiler's tools."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001
-        text = reason(error)
-        if text is None:
-            raise
-        raise RuntimeError(f"{text}; got {type(error).__name__}: {error}") from error
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        text = None if error is None else reason(error)
+        if text is not None:
+            raise RuntimeError(f"{text}; got {type(error).__name__}: {error}") from error
 
 
 # What the tools say, and what it means.
 _REASONS = (
-    (("cuda driver library cannot be found", "libcuda", "no cuda-capable device", "cuda_error_no_device"), "no NVIDIA driver or no GPU"),
     (
-        ("unsupported_ptx_version", "unsupported toolchain", "insufficient driver", "system_driver_mismatch", "driver version"),
-        "the NVIDIA driver is older than the CUDA toolkit that numba-cuda compiles with: update the driver, or install "
-        "keepnorm[cuda12] in place of keepnorm[cuda13]",
+        ("cuda driver library cannot be found", "libcuda", "no cuda-capable device", "cuda_error_no_device"),
+        "no NVIDIA driver or no GPU",
+    ),
+    (
+        (
+            "unsupported_ptx_version",
+            "unsupported toolchain",
+            "insufficient driver",
+            "system_driver_mismatch",
+            "driver version",
+        ),
+        (
+            "the NVIDIA driver is older than the CUDA toolkit that numba-cuda compiles with: update the driver, or install "
+            "keepnorm[cuda12] in place of keepnorm[cuda13]"
+        ),
     ),
     (
         ("nvvm", "nvjitlink", "nvrtc", "cudart"),

@@ -240,4 +240,3 @@ def common_width(*names: str) -> int:
 def slab(total: int, bytes_of_one: int, cache: int) -> int:
     """How many groups are read, then read again, before their data leave a cache of so many bytes."""
     return max(1, min(total, cache // max(1, bytes_of_one)))
-

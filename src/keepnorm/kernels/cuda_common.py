@@ -52,22 +52,22 @@ put_count = store("int32", 1)
 class Arguments(NamedTuple):
     """What every kernel takes, in order; a pointer that a kernel does not use is null."""
 
-    plan: object = None
-    x: object = None
-    y: object = None
-    z: object = None
-    mask: object = None
-    weight: object = None  # mean, where the roles of cells and parameters are swapped
-    bias: object = None  # rstd
-    third: object = None  # low * rstd
-    count: object = None  # of each cell, float64; null: n for all
-    shift: object = None
-    delta: object = None
-    m2: object = None
-    sum1: object = None
-    sum2: object = None
-    part: object = None
-    counters: object = None
+    plan: Any = None
+    x: Any = None
+    y: Any = None
+    z: Any = None
+    mask: Any = None
+    weight: Any = None  # mean, where the roles of cells and parameters are swapped
+    bias: Any = None  # rstd
+    third: Any = None  # low * rstd
+    count: Any = None  # of each cell, float64; null: n for all
+    shift: Any = None
+    delta: Any = None
+    m2: Any = None
+    sum1: Any = None
+    sum2: Any = None
+    part: Any = None
+    counters: Any = None
     n: float = 0.0
     eps: float = 0.0
     first: int = 0  # the first group of this launch
@@ -378,7 +378,7 @@ def rows_of(rows: str, name: str, wide: int):
 def one_weight(name: str):
     """A reader of one weight as float64; 1 where there is none."""
     if not name:
-        return inlined(lambda weight, a: 1.0)
+        return inlined(lambda _weight, _a: 1.0)
     one, from_w = load(name, 1), widen(name)
 
     def read(weight, a):

@@ -17,12 +17,12 @@ import numpy as np
 def _restore_row_stack() -> None:
     """Give NumPy 2.5 and later the alias that numba-cuda 0.30 registers an overload for; it was removed from NumPy."""
     if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 5) and not hasattr(np, "row_stack"):
-        np.row_stack = np.vstack  # type: ignore[attr-defined]
+        vars(np)["row_stack"] = np.vstack  # written so that no linter takes the name for a mistake
 
 
 _restore_row_stack()
 
-from numba import cuda  # noqa: E402
+from numba import cuda as cuda  # noqa: E402
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
@@ -89,7 +89,7 @@ if SIMULATED:
         """Add 1 to a counter and give what it was."""
         return _context().atomic.add(counters.values, i, 1)
 
-    float64 = np.float64
+    float64: Any = np.float64
 
     def exchange(value, mask, room):
         """The value of the thread whose index differs in the bit `mask`, inside a warp."""
@@ -231,7 +231,7 @@ else:
                 unit = WORD if each > 1 else element
                 kind = unit if words == 1 else ir.VectorType(unit, words)
                 pointer = _global_pointer(builder, *arguments, element, kind)
-                value = builder.load(pointer, align=itemsize(name) * wide)
+                value = builder.load(pointer, align=min(itemsize(name) * wide, VECTOR_BYTES))
                 if wide == 1:
                     return value
                 units = [value] if words == 1 else [builder.extract_element(value, _word(w)) for w in range(words)]
@@ -266,7 +266,7 @@ else:
                     whole = units[0] if words == 1 else ir.Constant(kind, ir.Undefined)
                     for w in range(words if words > 1 else 0):
                         whole = builder.insert_element(whole, units[w], _word(w))
-                builder.store(whole, pointer, align=itemsize(name) * wide)
+                builder.store(whole, pointer, align=min(itemsize(name) * wide, VECTOR_BYTES))
                 return context.get_dummy_value()
 
             return types.void(types.int64, types.int64, given), generate
@@ -308,7 +308,7 @@ else:
     def _cast(result, given, generate):
         @intrinsic
         def cast(typing, value):
-            return result(given), lambda context, builder, signature, arguments: generate(builder, arguments[0])
+            return result(given), lambda _context, builder, _signature, arguments: generate(builder, arguments[0])
 
         return cast
 

@@ -287,9 +287,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         """Whether the sums in `total` are those of all blocks."""
         if get(plan, BLOCKS) == 1:
             return True
-        return climb(
-            plan, part, counters, task.local, task.b, cells, get(plan, CHUNK), registers.total, registers.room
-        )
+        return climb(plan, part, counters, task.local, task.b, cells, get(plan, CHUNK), registers.total, registers.room)
 
     @inlined
     def any_of(flag, cells, room):

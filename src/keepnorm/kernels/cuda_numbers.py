@@ -74,7 +74,7 @@ def widen(name):
 
 @cache
 def anchor(name):
-    """The value as the shift K of its cell: itself as float64 (64-bit integers with the last bits cleared), 0 if not finite."""
+    """The value as the shift K of its cell: itself as float64 (long integers with the last bits cleared), 0 if not finite."""
     if name == "int64":
 
         def signed(value):
