@@ -107,3 +107,8 @@ def test_the_alias_that_numpy_has_dropped_is_there_for_numba_cuda(monkeypatch, v
     monkeypatch.setattr(cuda_device, "np", stand_in)
     cuda_device._restore_row_stack()
     assert hasattr(stand_in, "row_stack") == there
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(ImportError, match=r'pip install "keepnorm\[cuda13\]"'):
+        cuda_device._require("no_such_package")

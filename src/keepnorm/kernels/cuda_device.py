@@ -9,6 +9,7 @@ import ctypes
 import math
 import os
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,14 @@ def _restore_row_stack() -> None:
         vars(np)["row_stack"] = np.vstack  # written so that no linter takes the name for a mistake
 
 
+def _require(package: str) -> None:
+    """Say how to get what is missing, before an import says only its name."""
+    if find_spec(package) is None:
+        raise ImportError(f'CUDA arrays need {package}: python -m pip install "keepnorm[cuda13]" (for CUDA 12: [cuda12])')
+
+
 _restore_row_stack()
+_require("numba_cuda")
 
 from numba import cuda as cuda  # noqa: E402
 
