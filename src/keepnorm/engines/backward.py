@@ -134,7 +134,9 @@ def _over_cells(steps: Walk, axes: Axes, totals: Array, state: Array, eps: float
     """Gradients of weights that each hold for whole cells: sums over the cells that share one."""
     mean = state[1] + state[2]
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty cell has no variance, a constant may have the root 0
-        scale = 1 / np.sqrt(state[3] / state[0] + (eps if center else eps + mean * mean))
+        var = state[3] / state[0]
+        square = np.where(np.isinf(mean), np.inf, var + mean * mean)  # as in the kernels
+        scale = 1 / np.sqrt((var if center else square) + eps)
     dweight, dbias = steps.to_cells(totals[1] * scale, axes), steps.to_cells(totals[0], axes)
     other = tuple(i for i, a in enumerate(axes.keep) if a not in axes.affine)
     return (dweight.sum(other), dbias.sum(other)) if other else (dweight, dbias)

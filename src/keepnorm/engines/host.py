@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import UNIT, Walk, flat, parameters, plain, readable, state_of, walk
+from keepnorm.engines.memory import STATE_ROWS, UNIT, Walk, flat, parameters, plain, readable, state_of, walk
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import SERIAL, threads_for
 from keepnorm.moments import Moments
@@ -15,7 +15,7 @@ from keepnorm.precision import moments_name, result_name
 
 Array = np.ndarray[Any, Any]
 
-STATES, MERGE, APPLY, MOMENTS, FORWARD = range(5)
+STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
 
 _NO_PART = np.empty((1, 4, 1))
 _NO_OUTPUT = np.empty(1, np.float32)
@@ -31,7 +31,7 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     if x.size == 0:
         return _no_data(x, axes)
     steps = walk(plain(axes), (x,))
-    state = np.empty((4, steps.plan.cells))
+    state = np.empty((STATE_ROWS, steps.plan.cells))
     _reduce((flat(x), _NO_OUTPUT, steps, state, *UNIT, 0.0, True), threads_for(x.size))
     return _to_moments(state, steps, axes, x.dtype)
 
@@ -42,9 +42,9 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
     x = readable(x)
     if x.size:
         steps = walk(axes, (x, target))
-        state = np.zeros((4, steps.plan.cells))
+        state = np.zeros((STATE_ROWS, steps.plan.cells))
         state[0] = state[3] = 1.0
-        _apply((flat(x), flat(target), steps, state, *parameters(steps, scale, shift), 0.0, True), threads_for(x.size))
+        _apply_given((flat(x), flat(target), steps, state, *parameters(steps, scale, shift), 0.0, True), threads_for(x.size))
     return _finish(result, target)
 
 
@@ -113,9 +113,9 @@ def _normalize(
     if given is None and where is not None:
         given = moments(x, axes, where)
     if given is not None:
-        _apply((flat(x), flat(y), steps, state_of(given, steps), w, b, eps, center), threads_for(x.size))
+        _apply_given((flat(x), flat(y), steps, state_of(given, steps), w, b, eps, center), threads_for(x.size))
         return lambda: given
-    state = np.empty((4, steps.plan.cells))
+    state = np.empty((STATE_ROWS, steps.plan.cells))
     arguments = (flat(x), flat(y), steps, state, w, b, eps, center)
     threads = threads_for(x.size)
     if steps.plan.fused and steps.groups >= threads:
@@ -139,9 +139,17 @@ def _reduce(arguments: tuple[Any, ...], threads: int) -> None:
     _run(MERGE, groups, part, arguments, threads if plan.cells * plan.blocks > SERIAL // 16 else 1)
 
 
+def _apply_given(arguments: tuple[Any, ...], threads: int) -> None:
+    """The affine step with states that no reduction has written."""
+    _run(CENTERS, arguments[2].groups, _NO_PART, arguments, 1)
+    _apply(arguments, threads)
+
+
 def _apply(arguments: tuple[Any, ...], threads: int) -> None:
     steps = arguments[2]
-    _run(APPLY, steps.groups * steps.plan.blocks, _NO_PART, arguments, threads)
+    plan = steps.plan
+    tasks = steps.groups * (plan.blocks if plan.lanes else plan.positions * plan.pieces)
+    _run(APPLY, tasks, _NO_PART, arguments, threads)
 
 
 def _run(stage: int, count: int, part: Array, arguments: tuple[Any, ...], threads: int) -> None:
@@ -160,7 +168,7 @@ def _launch() -> Callable[..., None]:
 
 def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: np.dtype[Any]) -> Moments:
     """A state of the kernels, whose counts are all equal, as Moments."""
-    shift, delta, m2 = (steps.to_cells(row, axes) for row in state[1:])
+    shift, delta, m2 = (steps.to_cells(row, axes) for row in state[1:4])
     return Moments(axes.count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype.name))
 
 

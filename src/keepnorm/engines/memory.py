@@ -13,6 +13,9 @@ from keepnorm.plan import Plan, make_plan
 
 Array = np.ndarray[Any, Any]
 
+# Rows of the states of all cells: (n, K, delta, M2), and what the kernels work out of them.
+STATE_ROWS = 7
+
 # The parameters of an affine step without weight and bias.
 UNIT = (np.ones(1), np.zeros(1))
 
@@ -205,8 +208,8 @@ def parameters(steps: Walk, weight: Array | None, bias: Array | None) -> tuple[A
 def state_of(moments: Moments, steps: Walk) -> Array:
     """Moments as a state of the kernels; without a count, M2 holds the variance itself."""
     count = 1 if moments.count is None else moments.count
-    state = np.empty((4, steps.plan.cells))
+    state = np.empty((STATE_ROWS, steps.plan.cells))
     state[0] = count if isinstance(count, int) else steps.from_cells(count)
-    for row, values in zip(state[1:], (moments.shift, moments.delta, moments.m2), strict=True):
+    for row, values in zip(state[1:4], (moments.shift, moments.delta, moments.m2), strict=True):
         row[:] = steps.from_cells(values)
     return state

@@ -11,7 +11,6 @@ from keepnorm.kernels.scalars import (
     CELL,
     CHUNK,
     CHUNKS,
-    DELTA,
     FOLD,
     INNER_AFFINE,
     INNER_X,
@@ -21,28 +20,35 @@ from keepnorm.kernels.scalars import (
     LANE_REDUCED,
     LANE_X,
     LANE_Y,
+    LOW,
+    MEAN,
     REDUCED_AFFINE,
+    SCALE,
     K,
     X,
     Y,
+    aligned,
     anchor,
     block_bounds,
     borrow,
-    center_and_scale,
     copy_states,
+    deviation,
     difference,
     is_narrow,
     is_wide,
     keep_alive,
     merge_blocks,
+    next_shift,
     offset,
+    scratch,
+    set_centers,
     set_states,
     store,
 )
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
-MEAN, LOW, RSTD, SCALE, OFFSET = range(5)
+LANE_MEAN, LANE_LOW, LANE_RSTD, LANE_SCALE, LANE_SHIFT = range(5)
 
 
 @helper
@@ -84,29 +90,7 @@ def add_rows(x, first, step, shift, s, q):
 def scale_row(x, y, mean, scale, shift):
     """Normalise one row, each lane with its own mean, scale and shift."""
     for i in range(x.size):
-        store(y, i, (difference(x[i], 0.0) - mean[i]) * scale[i] + shift[i])
-
-
-@exact
-def scale_rows(x, y, first, step, y_first, y_step, mean, scale, shift):
-    """Normalise four rows at once: the parameters of a lane are loaded once for all four."""
-    n = mean.size
-    x0 = x[first : first + n]
-    x1 = x[first + step : first + step + n]
-    x2 = x[first + 2 * step : first + 2 * step + n]
-    x3 = x[first + 3 * step : first + 3 * step + n]
-    y0 = y[y_first : y_first + n]
-    y1 = y[y_first + y_step : y_first + y_step + n]
-    y2 = y[y_first + 2 * y_step : y_first + 2 * y_step + n]
-    y3 = y[y_first + 3 * y_step : y_first + 3 * y_step + n]
-    for i in range(n):
-        m = mean[i]
-        a = scale[i]
-        b = shift[i]
-        store(y0, i, (difference(x0[i], 0.0) - m) * a + b)
-        store(y1, i, (difference(x1[i], 0.0) - m) * a + b)
-        store(y2, i, (difference(x2[i], 0.0) - m) * a + b)
-        store(y3, i, (difference(x3[i], 0.0) - m) * a + b)
+        store(y, i, deviation(x[i], mean[i]) * scale[i] + shift[i])
 
 
 @helper
@@ -196,16 +180,17 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
         if outliers == 0 or not is_wide(x):
             break
         for k in range(cells):
-            mean = part[K, k] + part[DELTA, k]
-            shift[k] = mean if np.isfinite(mean) else part[K, k]
+            shift[k] = next_shift(part, k)
 
 
 @helper
-def set_lanes(plan, cell, cells, state, eps, center, narrow, lanes):
+def set_lanes(plan, cell, cells, state, lanes):
     """Spread the mean and the scale of `cells` cells over their lanes."""
     for k in range(cells):
-        lanes[MEAN, k], lanes[LOW, k], lanes[RSTD, k] = center_and_scale(state, cell + k, eps, center, narrow)
-    for row in (MEAN, LOW, RSTD):
+        lanes[LANE_MEAN, k] = state[MEAN, cell + k]
+        lanes[LANE_LOW, k] = state[LOW, cell + k]
+        lanes[LANE_RSTD, k] = state[SCALE, cell + k]
+    for row in (LANE_MEAN, LANE_LOW, LANE_RSTD):
         spread(lanes[row], cells, plan[LANE_REDUCED], plan[FOLD])
 
 
@@ -218,8 +203,8 @@ def set_affine(plan, a, cells, weight, bias, lanes):
             for r in range(short):
                 lane = (f * cells + k) * short + r
                 j = a + k * plan[KEPT_AFFINE] + r * plan[REDUCED_AFFINE]
-                lanes[SCALE, lane] = lanes[RSTD, lane] * weight[j]
-                lanes[OFFSET, lane] = bias[j] - lanes[LOW, lane] * lanes[SCALE, lane]
+                lanes[LANE_SCALE, lane] = lanes[LANE_RSTD, lane] * weight[j]
+                lanes[LANE_SHIFT, lane] = bias[j] - lanes[LANE_LOW, lane] * lanes[LANE_SCALE, lane]
 
 
 @helper
@@ -231,9 +216,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
     full = fold * width
     x_step = plan[INNER_X]
     y_step = plan[INNER_Y]
-    mean = lanes[MEAN, :full]
-    scale = lanes[SCALE, :full]
-    shift = lanes[OFFSET, :full]
+    mean = lanes[LANE_MEAN, :full]
+    scale = lanes[LANE_SCALE, :full]
+    shift = lanes[LANE_SHIFT, :full]
     contiguous = plan[LANE_X] == 1 and plan[LANE_Y] == 1
     last = -1
     for p in range(p0, p1):
@@ -241,13 +226,6 @@ def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
         y0 = y_start + offset(outer, p, Y)
         position = a + offset(outer, p, AFFINE)
         i = i0
-        if contiguous and plan[INNER_AFFINE] == 0:
-            if position != last:
-                set_affine(plan, position, cells, weight, bias, lanes)
-                last = position
-            while i + 4 * fold <= i1:
-                scale_rows(x, y, x0 + i * x_step, fold * x_step, y0 + i * y_step, fold * y_step, mean, scale, shift)
-                i += 4 * fold
         while i < i1:
             j = position + i * plan[INNER_AFFINE]
             if j != last:
@@ -260,7 +238,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
                 scale_row(x[xi : xi + n], y[yi : yi + n], mean[:n], scale[:n], shift[:n])
             else:
                 for lane in range(n):
-                    value = (difference(x[xi + lane * plan[LANE_X]], 0.0) - mean[lane]) * scale[lane] + shift[lane]
+                    value = deviation(x[xi + lane * plan[LANE_X]], mean[lane]) * scale[lane] + shift[lane]
                     store(y, yi + lane * plan[LANE_Y], value)
             i += fold
 
@@ -282,7 +260,7 @@ def tasks(
     eps,
     center,
 ):
-    """Run the tasks [t0, t1) of a stage: as in runs.py, where a chunk of neighbouring cells stands for a cell."""
+    """Run the tasks [t0, t1) of a stage: as in runs.py, with a chunk of neighbouring cells for a cell and blocks for runs."""
     x = borrow(x)
     y = borrow(y)
     plan = borrow(plan)
@@ -296,20 +274,18 @@ def tasks(
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
-    sums_memory = np.empty((3, full))
-    lanes_memory = np.empty((5, full))
+    sums_memory = np.empty(scratch(3, full))
+    lanes_memory = np.empty(scratch(5, full))
     buffer_memory = np.empty(1 if plan[LANE_X] == 1 else full, x.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
-    sums = borrow(sums_memory)
-    lanes = borrow(lanes_memory)
+    sums = aligned(sums_memory, 3, full)
+    lanes = aligned(lanes_memory, 5, full)
     buffer = borrow(buffer_memory)
     own = borrow(own_memory)
     states = part if stage < 2 else own
     of_blocks = stage == 0 or stage == 2
     before = -1
-    for i in range(t1 - t0):
-        # The affine step goes backwards: what the moments read last is still in the cache.
-        t = t1 - 1 - i if stage == 2 else t0 + i
+    for t in range(t0, t1):
         group = t // blocks if of_blocks else t
         b0 = t - group * blocks if of_blocks else 0
         b1 = b0 + 1 if of_blocks else blocks
@@ -319,17 +295,19 @@ def tasks(
         cells = min(plan[CHUNK], plan[LANE_KEPT] - k0)
         cell = offset(kept, position, CELL) + k0
         x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
-        if stage == 0 or stage >= 3:
+        if stage == 0 or stage == 3 or stage == 4:
             for b in range(b0, b1):
                 block(x, plan, outer, x_start, b, cells, states[first + b - b0], sums, buffer)
-        if stage == 1 or stage >= 3:
+        if stage == 1 or stage == 3 or stage == 4:
             merge_blocks(states, first, blocks, cells)
             copy_states(states[first], state, cell, cells)
+        if stage != 0 and stage != 2:
+            set_centers(state, cell, cells, eps, center, is_narrow(y))
         if stage == 2 or stage == 4:
             y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
             a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
             if group != before:
-                set_lanes(plan, cell, cells, state, eps, center, is_narrow(y), lanes)
+                set_lanes(plan, cell, cells, state, lanes)
                 before = group
             for b in range(b0, b1):
                 apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)

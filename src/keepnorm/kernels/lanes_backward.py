@@ -32,6 +32,7 @@ from keepnorm.kernels.scalars import (
     block_bounds,
     borrow,
     center_and_scale,
+    centred,
     difference,
     offset,
     store,
@@ -47,7 +48,7 @@ def add_row(x, dy, mean, low, s, q):
     for i in range(x.size):
         g = difference(dy[i], 0.0)
         s[i] += g
-        q[i] += g * ((difference(x[i], 0.0) - mean[i]) - low[i])
+        q[i] += g * centred(x[i], mean[i], low[i])
 
 
 @helper
@@ -70,8 +71,8 @@ def add_rows(x, x0, x_step, dy, z0, z_step, mean, low, s, q):
         gc = difference(yc[i], 0.0)
         gd = difference(yd[i], 0.0)
         s[i] += (ga + gb) + (gc + gd)
-        q[i] += (ga * ((difference(xa[i], 0.0) - m) - e) + gb * ((difference(xb[i], 0.0) - m) - e)) + (
-            gc * ((difference(xc[i], 0.0) - m) - e) + gd * ((difference(xd[i], 0.0) - m) - e)
+        q[i] += (ga * centred(xa[i], m, e) + gb * centred(xb[i], m, e)) + (
+            gc * centred(xc[i], m, e) + gd * centred(xd[i], m, e)
         )
 
 
@@ -79,7 +80,7 @@ def add_rows(x, x0, x_step, dy, z0, z_step, mean, low, s, q):
 def gradient_row(x, dx, dy, mean, low, weight, level, scale, slope):
     """dx = (dy * weight - level) * scale + d * slope, each lane with its own."""
     for i in range(x.size):
-        d = (difference(x[i], 0.0) - mean[i]) - low[i]
+        d = centred(x[i], mean[i], low[i])
         store(dx, i, (difference(dy[i], 0.0) * weight[i] - level[i]) * scale[i] + d * slope[i])
 
 
@@ -100,8 +101,8 @@ def gradient_rows(x, x0, x_step, dx, y0, y_step, dy, z0, z_step, mean, low, weig
         c = level[i]
         a = scale[i]
         b = slope[i]
-        store(ya, i, (difference(za[i], 0.0) * w - c) * a + ((difference(xa[i], 0.0) - m) - e) * b)
-        store(yb, i, (difference(zb[i], 0.0) * w - c) * a + ((difference(xb[i], 0.0) - m) - e) * b)
+        store(ya, i, (difference(za[i], 0.0) * w - c) * a + centred(xa[i], m, e) * b)
+        store(yb, i, (difference(zb[i], 0.0) * w - c) * a + centred(xb[i], m, e) * b)
 
 
 @helper
@@ -157,7 +158,7 @@ def block_sums_inside(x, dy, plan, outer, x_start, z_start, a, b, cells, lanes, 
                 for r in range(short):
                     lane = k * short + r
                     g = difference(dy[zi + lane], 0.0)
-                    d = (difference(x[xi + lane], 0.0) - lanes[MEAN, lane]) - lanes[LOW, lane]
+                    d = centred(x[xi + lane], lanes[MEAN, lane], lanes[LOW, lane])
                     w = weight[j + r * plan[REDUCED_AFFINE]]
                     dweight[j + r * plan[REDUCED_AFFINE]] += g * d * lanes[RSTD, lane]
                     dbias[j + r * plan[REDUCED_AFFINE]] += g

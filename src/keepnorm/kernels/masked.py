@@ -35,6 +35,7 @@ from keepnorm.kernels.scalars import (
     is_wide,
     merge_blocks,
     merge_state,
+    next_shift,
     offset,
     set_state,
 )
@@ -95,8 +96,7 @@ def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
         if sweep == 1 or not (again and is_wide(x)):
             break
         for lane in range(width):
-            mean = lanes[K, lane] + lanes[DELTA, lane]
-            lanes[K, lane] = mean if np.isfinite(mean) else lanes[K, lane]
+            lanes[K, lane] = next_shift(lanes, lane)
             lanes[N, lane] = lanes[DELTA, lane] = lanes[M2, lane] = 0.0
     for k in range(cells):
         home = k * short

@@ -9,24 +9,34 @@ from keepnorm.kernels.scalars import (
     BASE_Y,
     BLOCKS,
     CELL,
+    CELLS_OUTSIDE,
     DELTA,
+    INNER,
     INNER_AFFINE,
     INNER_X,
     INNER_Y,
+    LOW,
+    MEAN,
+    PIECES,
+    POSITIONS,
+    ROWS,
+    SCALE,
     K,
     X,
     Y,
     anchor,
     block_bounds,
     borrow,
-    center_and_scale,
+    centred,
     copy_states,
+    deviation,
     difference,
     is_narrow,
     is_wide,
     keep_alive,
     merge_blocks,
     offset,
+    set_centers,
     set_state,
     store,
 )
@@ -48,21 +58,21 @@ def sums(x, shift):
 def scale_run(x, y, mean, scale, shift):
     """Normalise a contiguous run with one scale and one shift; subtracting first keeps the digits of x - mean."""
     for i in range(x.size):
-        store(y, i, (difference(x[i], 0.0) - mean) * scale + shift)
+        store(y, i, deviation(x[i], mean) * scale + shift)
 
 
 @exact
 def scale_strided(x, x0, x_step, y, y0, y_step, n, mean, scale, shift):
     """The same for a run with steps."""
     for i in range(n):
-        store(y, y0 + i * y_step, (difference(x[x0 + i * x_step], 0.0) - mean) * scale + shift)
+        store(y, y0 + i * y_step, deviation(x[x0 + i * x_step], mean) * scale + shift)
 
 
 @exact
 def scale_run_affine(x, y, mean, low, scale, weight, bias):
     """Normalise a contiguous run whose values each have their own weight and bias."""
     for i in range(x.size):
-        store(y, i, ((difference(x[i], 0.0) - mean) - low) * scale * weight[i] + bias[i])
+        store(y, i, centred(x[i], mean, low) * scale * weight[i] + bias[i])
 
 
 @helper
@@ -92,10 +102,10 @@ def block(x, plan, outer, start, b, part, buffer):
 
 
 @helper
-def apply(x, y, plan, kept, outer, cell, b, state, weight, bias, eps, center):
-    """The affine step on block b of a cell."""
-    mean, low, scale = center_and_scale(state, offset(kept, cell, CELL), eps, center, is_narrow(y))
-    p0, p1, i0, i1 = block_bounds(plan, b)
+def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias):
+    """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of a cell."""
+    home = offset(kept, cell, CELL)
+    mean, low, scale = state[MEAN, home], state[LOW, home], state[SCALE, home]
     n = i1 - i0
     x_start = plan[BASE_X] + offset(kept, cell, X)
     y_start = plan[BASE_Y] + offset(kept, cell, Y)
@@ -117,7 +127,7 @@ def apply(x, y, plan, kept, outer, cell, b, state, weight, bias, eps, center):
         else:
             for i in range(n):
                 j = a + i0 + i
-                store(y, y0 + i * y_step, ((difference(x[x0 + i * x_step], 0.0) - mean) - low) * scale * weight[j] + bias[j])
+                store(y, y0 + i * y_step, centred(x[x0 + i * x_step], mean, low) * scale * weight[j] + bias[j])
 
 
 @entry()
@@ -139,8 +149,9 @@ def tasks(
 ):
     """Run the tasks [t0, t1) of a stage.
 
-    Stages 0 (states of blocks) and 2 (affine step) have a task for each block, stage 1 (merge) for each cell; stage 3
-    (moments) and 4 (moments and affine step) do all that a cell needs while its data are in the cache.
+    Stage 0 (states of blocks) has a task for each block, stage 1 (merge) for each cell, stage 2 (affine step) for each
+    piece of a run, in the order of the memory; stages 3 (moments) and 4 (moments and affine step) do all that a cell
+    needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
     """
     x = borrow(x)
     y = borrow(y)
@@ -156,23 +167,29 @@ def tasks(
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, 1))
     buffer = borrow(buffer_memory)
     states = part if stage < 2 else borrow(own_memory)
-    of_blocks = stage == 0 or stage == 2
-    for i in range(t1 - t0):
-        # The affine step goes backwards: what the moments read last is still in the cache.
-        t = t1 - 1 - i if stage == 2 else t0 + i
-        position = t // blocks if of_blocks else t
-        b0 = t - position * blocks if of_blocks else 0
-        b1 = b0 + 1 if of_blocks else blocks
+    for t in range(t0, t1):
+        cell = t // blocks if stage == 0 else t
+        b0 = t - cell * blocks if stage == 0 else 0
+        b1 = b0 + 1 if stage == 0 else blocks
         first = 0 if stage >= 3 else t if stage == 0 else t * blocks
-        if stage == 0 or stage >= 3:
-            start = plan[BASE_X] + offset(kept, position, X)
+        p0, p1, i0, i1 = 0, plan[POSITIONS], 0, plan[INNER]
+        if stage == 2:
+            run = t // plan[PIECES]
+            p0 = run // plan[CELLS_OUTSIDE]
+            p1 = p0 + 1
+            cell = run - p0 * plan[CELLS_OUTSIDE]
+            i0 = (t - run * plan[PIECES]) * plan[ROWS]
+            i1 = min(i0 + plan[ROWS], i1)
+        if stage == 0 or stage == 3 or stage == 4:
+            start = plan[BASE_X] + offset(kept, cell, X)
             for b in range(b0, b1):
                 block(x, plan, outer, start, b, states[first + b - b0], buffer)
-        if stage == 1 or stage >= 3:
+        if stage == 1 or stage == 3 or stage == 4:
             merge_blocks(states, first, blocks, 1)
-            copy_states(states[first], state, offset(kept, position, CELL), 1)
+            copy_states(states[first], state, offset(kept, cell, CELL), 1)
+        if stage != 0 and stage != 2:
+            set_centers(state, offset(kept, cell, CELL), 1, eps, center, is_narrow(y))
         if stage == 2 or stage == 4:
-            for b in range(b0, b1):
-                apply(x, y, plan, kept, outer, position, b, state, weight, bias, eps, center)
+            apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias)
     keep_alive(buffer_memory)
     keep_alive(own_memory)

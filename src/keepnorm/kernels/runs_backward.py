@@ -21,6 +21,7 @@ from keepnorm.kernels.scalars import (
     block_bounds,
     borrow,
     center_and_scale,
+    centred,
     difference,
     offset,
     store,
@@ -35,7 +36,7 @@ def sums(x, dy, mean, low):
     for i in range(x.size):
         g = difference(dy[i], 0.0)
         s += g
-        q += g * ((difference(x[i], 0.0) - mean) - low)
+        q += g * centred(x[i], mean, low)
     return s, q
 
 
@@ -46,7 +47,7 @@ def sums_affine(x, dy, mean, low, scale, weight, dweight, dbias):
     q = 0.0
     for i in range(x.size):
         g = difference(dy[i], 0.0)
-        d = (difference(x[i], 0.0) - mean) - low
+        d = centred(x[i], mean, low)
         s += g * weight[i]
         q += g * weight[i] * d
         dweight[i] += g * d * scale
@@ -58,7 +59,7 @@ def sums_affine(x, dy, mean, low, scale, weight, dweight, dbias):
 def gradient_run(x, dx, dy, mean, low, weight, level, scale, slope):
     """dx = (dy * weight - level) * scale + d * slope."""
     for i in range(x.size):
-        d = (difference(x[i], 0.0) - mean) - low
+        d = centred(x[i], mean, low)
         store(dx, i, (difference(dy[i], 0.0) * weight - level) * scale + d * slope)
 
 
@@ -66,7 +67,7 @@ def gradient_run(x, dx, dy, mean, low, weight, level, scale, slope):
 def gradient_run_affine(x, dx, dy, mean, low, weight, level, scale, slope):
     """The same with a weight for each value."""
     for i in range(x.size):
-        d = (difference(x[i], 0.0) - mean) - low
+        d = centred(x[i], mean, low)
         store(dx, i, (difference(dy[i], 0.0) * weight[i] - level) * scale + d * slope)
 
 

@@ -15,8 +15,9 @@ BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 # Columns of a table of axes, as in plan.Axis.
 SIZE, CELL, AFFINE, X, Y, Z, MASK = np.arange(7)
 
-# Rows of a state: count, shift K, delta, M2.
-N, K, DELTA, M2 = np.arange(4)
+# Rows of a state: count, shift K, delta, M2; and of the states of all cells what the affine step makes of them: the mean in
+# two floats, and 1 / sqrt(var + eps).
+N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
 
 # What a plan says in single integers, in the order of engines/host.py.
 (
@@ -50,7 +51,7 @@ N, K, DELTA, M2 = np.arange(4)
 ) = np.arange(27)
 
 # A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had an outlier for its K and is swept again about its mean.
-OUTLIER = 32.0
+OUTLIER = 3.0
 
 
 @intrinsic
@@ -78,6 +79,20 @@ def keep_alive(typing, array):
         return context.get_dummy_value()
 
     return types.none(array), generate
+
+
+@exact
+def aligned(memory, rows, width):
+    """Part of a flat scratch array as rows that each begin on a cache line; `memory` has `scratch(rows, width)` values."""
+    pitch = (width + 7) // 8 * 8
+    skip = -(memory.ctypes.data // 8) % 8
+    return borrow(memory[skip : skip + rows * pitch]).reshape(rows, pitch)
+
+
+@exact
+def scratch(rows, width):
+    """How many values `aligned` needs."""
+    return rows * ((width + 7) // 8 * 8) + 8
 
 
 @intrinsic
@@ -149,10 +164,27 @@ def _difference(value, shift):
     return lambda value, shift: np.float64(value) - shift
 
 
+def deviation(value, mean):
+    """The value less a mean, as float64; of a 64-bit integer in two steps, the whole numbers first."""
+
+
+@overload(deviation)
+def _deviation(value, mean):
+    if value in (types.int64, types.uint64):
+        most = np.float64(2**63 - 1024 if value is types.int64 else 2**64 - 2048)
+
+        def in_two_steps(value, mean):
+            whole = min(np.trunc(mean), most)
+            return difference(value, whole) - (mean - whole)
+
+        return in_two_steps
+    return lambda value, mean: difference(value, mean)
+
+
 @exact
 def centred(value, mean, low):
     """The value less a mean in two floats, in this order: where sums may be reordered, low would vanish in mean + low."""
-    return (difference(value, 0.0) - mean) - low
+    return deviation(value, mean) - low
 
 
 def anchor(value):
@@ -258,6 +290,16 @@ def set_state(part, k, n, shift, s, q):
 
 
 @exact
+def next_shift(part, k):
+    """The mean of cell k as the shift of a second sweep, the old shift if it is not finite.
+
+    Exact, because a sum that may be reordered is no NaN once it is subtracted from itself, which is what isfinite does.
+    """
+    mean = part[K, k] + part[DELTA, k]
+    return mean if -np.inf < mean < np.inf else part[K, k]
+
+
+@exact
 def set_states(part, cells, n, s, q):
     """`set_state` for neighbouring cells, whose shifts `part` holds; count those with an outlier for K."""
     outliers = 0
@@ -338,3 +380,10 @@ def center_and_scale(state, cell, eps, center, narrow):
     mean = short_mean if rounded else mean
     low = 0.0 if rounded else low
     return (mean if center else 0.0), (low if center else 0.0), scale
+
+
+@exact
+def set_centers(state, cell, cells, eps, center, narrow):
+    """Work out the mean and the scale of neighbouring cells, once for all that their affine step visits."""
+    for k in range(cell, cell + cells):
+        state[MEAN, k], state[LOW, k], state[SCALE, k] = center_and_scale(state, k, eps, center, narrow)
