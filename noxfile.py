@@ -79,8 +79,8 @@ def conformance(session: nox.Session, peer: str) -> None:
 def training(session: nox.Session) -> None:
     """Training steps and converted networks, PyTorch, Keras and Flax side by side in one environment."""
     install(session, "test", "training", extras="demo")
-    files = ("conformance/test_training.py", *(f"tests/test_{name}.py" for name in ("dialects", "porting", "renorm", "batchnorm")))
-    pytest(session, *files, KERAS_BACKEND="jax")
+    names = ("dialects", "porting", "renorm", "batchnorm")
+    pytest(session, "conformance/test_training.py", *(f"tests/test_{name}.py" for name in names), KERAS_BACKEND="jax")
 
 
 @nox.session

@@ -145,7 +145,7 @@ def _zarr(file: Path) -> Source:
         raise _missing("zarr", file) from error
     try:
         array = zarr.open(str(file), mode="r")
-    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:  # what zarr raises for metadata that is not there or wrong
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:  # for metadata not there or wrong
         raise ValueError(f"{file}: not a zarr store: {_line(error)}") from error
     if isinstance(array, zarr.Group):
         names = sorted(array.array_keys())

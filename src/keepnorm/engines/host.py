@@ -174,7 +174,8 @@ def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: np.dtype[Any]) -> 
 
 def _no_data(x: Array, axes: Axes) -> Moments:
     nothing = np.zeros(axes.kept_shape)
-    return Moments(axes.count, nothing, nothing, nothing, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(x.dtype.name))
+    dtype = moments_name(x.dtype.name)
+    return Moments(axes.count, nothing, nothing, nothing, keep=axes.keep, ndim=len(axes.shape), dtype=dtype)
 
 
 def _outputs(x: Array, out: Array | None) -> tuple[Array, Array]:
