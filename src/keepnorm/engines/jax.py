@@ -26,7 +26,7 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     """Count, mean and variance of each kept cell."""
     _register()
     if not is_concrete(x, where):
-        return standard.moments(x, axes, where)
+        return _elsewhere(x, where).moments(x, axes, where)
     seen: Moments = dispatch.load("host").moments(np.asarray(x), axes, _raw(where))
     seen.export = export
     return seen
@@ -35,7 +35,7 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -> Array:
     """``x * scale + shift``."""
     if not is_concrete(x, scale, shift):
-        return standard.affine(x, scale, shift, axes, out)
+        return _elsewhere(x, scale, shift).affine(x, scale, shift, axes, out)
     y = _output(x)
     dispatch.load("host").affine(np.asarray(x), _raw(scale), _raw(shift), axes, y)
     return _array(y, x)
@@ -54,7 +54,8 @@ def normalize(
 ) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
     if not is_concrete(x, weight, bias, where, *_parts(moments)):
-        return standard.normalize(x, axes, weight, bias, eps, center, moments, where, out)
+        engine = _elsewhere(x, weight, bias, where)
+        return engine.normalize(x, axes, weight, bias, eps, center, moments, where, out)
     y = _output(x)
     dispatch.load("host").normalize(
         np.asarray(x), axes, _raw(weight), _raw(bias), eps, center, _raw_moments(moments), _raw(where), y
@@ -68,7 +69,7 @@ def normalize_with_moments(
     """The normalised array and the moments that normalised it."""
     _register()
     if not is_concrete(x, weight, bias, where):
-        return standard.normalize_with_moments(x, axes, weight, bias, eps, where)
+        return _elsewhere(x, weight, bias, where).normalize_with_moments(x, axes, weight, bias, eps, where)
     y, seen = dispatch.load("host").normalize_with_moments(np.asarray(x), axes, _raw(weight), _raw(bias), eps, _raw(where))
     seen.export = export
     return _array(y, x), seen
@@ -87,7 +88,7 @@ def normalize_vjp(
     """The normalised array, and the function from its gradient to those of x, weight and bias."""
     arguments = (axes, weight, bias, eps, center, moments, where)
     if not is_concrete(x, weight, bias, where, *_parts(moments)):
-        return standard.normalize_vjp(x, *arguments)
+        return _elsewhere(x, weight, bias, where).normalize_vjp(x, *arguments)
     y, raw_vjp = dispatch.load("host").normalize_vjp(
         np.asarray(x), axes, _raw(weight), _raw(bias), eps, center, _raw_moments(moments), _raw(where)
     )
@@ -121,6 +122,18 @@ def is_concrete(*arrays: Any) -> bool:
         if len(devices) != 1 or next(iter(devices)).platform != "cpu":
             return False
     return True
+
+
+def _elsewhere(x: Array, *others: Any) -> Any:
+    """What serves arrays that the CPU kernels cannot read: the CUDA kernels on their own device, else jax.numpy."""
+    import jax
+
+    if not isinstance(x, jax.core.Tracer) and all(device.platform in ("gpu", "cuda") for device in x.devices()):
+        from keepnorm.engines import cuda_jax
+
+        if cuda_jax.serves(x, *others):
+            return cuda_jax
+    return standard
 
 
 def _raw(array: Array | None) -> np.ndarray[Any, Any] | None:
