@@ -26,7 +26,8 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     """Count, mean and variance of each kept cell."""
     _register()
     if not is_concrete(x, where):
-        return _elsewhere(x, where).moments(x, axes, where)
+        found: Moments = _elsewhere(x, where).moments(x, axes, where)
+        return found
     seen: Moments = dispatch.load("host").moments(np.asarray(x), axes, _raw(where))
     seen.export = export
     return seen
@@ -69,7 +70,10 @@ def normalize_with_moments(
     """The normalised array and the moments that normalised it."""
     _register()
     if not is_concrete(x, weight, bias, where):
-        return _elsewhere(x, weight, bias, where).normalize_with_moments(x, axes, weight, bias, eps, where)
+        both: tuple[Array, Moments] = _elsewhere(x, weight, bias, where).normalize_with_moments(
+            x, axes, weight, bias, eps, where
+        )
+        return both
     y, seen = dispatch.load("host").normalize_with_moments(np.asarray(x), axes, _raw(weight), _raw(bias), eps, _raw(where))
     seen.export = export
     return _array(y, x), seen
@@ -88,7 +92,8 @@ def normalize_vjp(
     """The normalised array, and the function from its gradient to those of x, weight and bias."""
     arguments = (axes, weight, bias, eps, center, moments, where)
     if not is_concrete(x, weight, bias, where, *_parts(moments)):
-        return _elsewhere(x, weight, bias, where).normalize_vjp(x, *arguments)
+        pair: tuple[Array, Callable[[Array], Gradients]] = _elsewhere(x, weight, bias, where).normalize_vjp(x, *arguments)
+        return pair
     y, raw_vjp = dispatch.load("host").normalize_vjp(
         np.asarray(x), axes, _raw(weight), _raw(bias), eps, center, _raw_moments(moments), _raw(where)
     )
