@@ -26,7 +26,7 @@ LANE_ROWS = 256  # the least rows in a block of rows
 LANES = 1024  # the most lanes side by side: their accumulators stay in the L1 cache
 FOLDED = 192  # the lanes that few channels are folded to: a multiple of every vector length with 3 channels
 SHORT_RUN = 128  # a reduced innermost axis shorter than this goes side by side with the kept axis before it
-GROUP_BYTES = 131072  # x of one group of cells, so that the affine step finds it in the L2 cache, beside y
+GROUP_BYTES = 524288  # x of one group of cells, so that the affine step finds it in the L2 cache
 OPERANDS = 4  # x, y, dy, mask
 
 

@@ -29,12 +29,15 @@ from keepnorm.kernels.scalars import (
     X,
     Y,
     Z,
+    aligned,
     block_bounds,
     borrow,
     center_and_scale,
     centred,
     difference,
+    keep_alive,
     offset,
+    scratch,
     store,
 )
 
@@ -85,24 +88,11 @@ def gradient_row(x, dx, dy, mean, low, weight, level, scale, slope):
 
 
 @helper
-def gradient_rows(x, x0, x_step, dx, y0, y_step, dy, z0, z_step, mean, low, weight, level, scale, slope):
-    """Two rows at once: the coefficients of a lane are loaded once for both."""
-    n = mean.size
-    xa = x[x0 : x0 + n]
-    xb = x[x0 + x_step : x0 + x_step + n]
-    ya = dx[y0 : y0 + n]
-    yb = dx[y0 + y_step : y0 + y_step + n]
-    za = dy[z0 : z0 + n]
-    zb = dy[z0 + z_step : z0 + z_step + n]
-    for i in range(n):
-        m = mean[i]
-        e = low[i]
-        w = weight[i]
-        c = level[i]
-        a = scale[i]
-        b = slope[i]
-        store(ya, i, (difference(za[i], 0.0) * w - c) * a + centred(xa[i], m, e) * b)
-        store(yb, i, (difference(zb[i], 0.0) * w - c) * a + centred(xb[i], m, e) * b)
+def gradient_row_plain(x, dx, dy, mean, low, level, scale, slope):
+    """The same where the weight is in the scale already: dx = (dy - level) * scale + d * slope."""
+    for i in range(x.size):
+        d = centred(x[i], mean[i], low[i])
+        store(dx, i, (difference(dy[i], 0.0) - level[i]) * scale[i] + d * slope[i])
 
 
 @helper
@@ -222,7 +212,6 @@ def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, tot
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
     width = cells * plan[LANE_REDUCED]
-    full = fold * width
     x_step = plan[INNER_X]
     y_step = plan[INNER_Y]
     z_step = plan[INNER_Z]
@@ -233,17 +222,6 @@ def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, tot
         z0 = starts[2] + offset(outer, p, Z)
         position = a + offset(outer, p, AFFINE)
         i = i0
-        if plan[INNER_AFFINE] == 0:
-            if position != last:
-                set_gradient(plan, state, totals, cell, position, cells, weight, inside, through, center, lanes)
-                last = position
-            while i + 2 * fold <= i1:
-                gradient_rows(
-                    x, x0 + i * x_step, fold * x_step, dx, y0 + i * y_step, fold * y_step, dy, z0 + i * z_step, fold * z_step,
-                    lanes[MEAN, :full], lanes[LOW, :full], lanes[WEIGHT, :full], lanes[LEVEL, :full], lanes[SCALE, :full],
-                    lanes[SLOPE, :full],
-                )  # fmt: skip
-                i += 2 * fold
         while i < i1:
             j = position + i * plan[INNER_AFFINE]
             if j != last:
@@ -253,10 +231,16 @@ def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, tot
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             zi = z0 + i * z_step
-            gradient_row(
-                x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n],
-                lanes[MEAN, :n], lanes[LOW, :n], lanes[WEIGHT, :n], lanes[LEVEL, :n], lanes[SCALE, :n], lanes[SLOPE, :n],
-            )  # fmt: skip
+            if inside:
+                gradient_row(
+                    x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
+                    lanes[WEIGHT, :n], lanes[LEVEL, :n], lanes[SCALE, :n], lanes[SLOPE, :n],
+                )  # fmt: skip
+            else:
+                gradient_row_plain(
+                    x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
+                    lanes[LEVEL, :n], lanes[SCALE, :n], lanes[SLOPE, :n],
+                )  # fmt: skip
             i += fold
 
 
@@ -280,8 +264,11 @@ def tasks(
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
-    lanes = np.empty((9, plan[FOLD] * plan[CHUNK] * short))
-    own = np.empty((2, plan[CHUNK]))
+    full = plan[FOLD] * plan[CHUNK] * short
+    lanes_memory = np.empty(scratch(9, full))
+    lanes = aligned(lanes_memory, 9, full)
+    own_memory = np.empty((2, plan[CHUNK]))
+    own = borrow(own_memory)
     groups = plan[CELLS_OUTSIDE] * chunks
     for t in range(t0, t1):
         first = t // blocks if stage == 0 or stage == 2 else t
@@ -347,3 +334,5 @@ def tasks(
                         center,
                         lanes,
                     )
+    keep_alive(lanes_memory)
+    keep_alive(own_memory)

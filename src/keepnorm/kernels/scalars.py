@@ -182,9 +182,20 @@ def _deviation(value, mean):
 
 
 @exact
+def _less(value, low):
+    """value - low, in this order: where sums may be reordered, low would vanish in mean + low."""
+    return value - low
+
+
 def centred(value, mean, low):
-    """The value less a mean in two floats, in this order: where sums may be reordered, low would vanish in mean + low."""
-    return deviation(value, mean) - low
+    """The value less a mean in two floats; the second is below the last place of anything but 64-bit values."""
+
+
+@overload(centred)
+def _centred(value, mean, low):
+    if value in (types.float64, types.int64, types.uint64):
+        return lambda value, mean, low: _less(deviation(value, mean), low)
+    return lambda value, mean, low: deviation(value, mean)  # noqa: ARG005
 
 
 def anchor(value):
