@@ -151,7 +151,7 @@ def _wrapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for another one, as those inside torch.func's transforms do (and in batched gradients)."""
     from torch._C import _functorch
 
-    return _functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor)
+    return bool(_functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor))
 
 
 def _differentiates(*tensors: Any) -> bool:

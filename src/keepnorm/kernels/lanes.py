@@ -93,6 +93,13 @@ def scale_row(x, y, mean, scale, shift):
         store(y, i, deviation(x[i], mean[i]) * scale[i] + shift[i])
 
 
+@exact
+def scale_strided(x, x0, x_step, y, y0, y_step, mean, scale, shift):
+    """The same for a row with steps."""
+    for i in range(mean.size):
+        store(y, y0 + i * y_step, deviation(x[x0 + i * x_step], mean[i]) * scale[i] + shift[i])
+
+
 @helper
 def add_block(x, plan, outer, start, b, width, sums, buffer):
     """Sum the rows of block b into the lanes; `width` lanes are one step of the inner axis."""
@@ -237,9 +244,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
             if contiguous:
                 scale_row(x[xi : xi + n], y[yi : yi + n], mean[:n], scale[:n], shift[:n])
             else:
-                for lane in range(n):
-                    value = deviation(x[xi + lane * plan[LANE_X]], mean[lane]) * scale[lane] + shift[lane]
-                    store(y, yi + lane * plan[LANE_Y], value)
+                scale_strided(x, xi, plan[LANE_X], y, yi, plan[LANE_Y], mean[:n], scale[:n], shift[:n])
             i += fold
 
 

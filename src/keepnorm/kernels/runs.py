@@ -75,6 +75,13 @@ def scale_run_affine(x, y, mean, low, scale, weight, bias):
         store(y, i, centred(x[i], mean, low) * scale * weight[i] + bias[i])
 
 
+@exact
+def scale_strided_affine(x, x0, x_step, y, y0, y_step, n, mean, low, scale, weight, bias, a):
+    """The same for a run with steps, whose affine parameters begin at index `a`."""
+    for i in range(n):
+        store(y, y0 + i * y_step, centred(x[x0 + i * x_step], mean, low) * scale * weight[a + i] + bias[a + i])
+
+
 @helper
 def block(x, plan, outer, start, b, part, buffer):
     """The state of block b of the cell at offset `start`."""
@@ -125,9 +132,7 @@ def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias):
         elif contiguous:
             scale_run_affine(x[x0 : x0 + n], y[y0 : y0 + n], mean, low, scale, weight[a + i0 : a + i1], bias[a + i0 : a + i1])
         else:
-            for i in range(n):
-                j = a + i0 + i
-                store(y, y0 + i * y_step, centred(x[x0 + i * x_step], mean, low) * scale * weight[j] + bias[j])
+            scale_strided_affine(x, x0, x_step, y, y0, y_step, n, mean, low, scale, weight, bias, a + i0)
 
 
 @entry()
