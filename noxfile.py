@@ -85,9 +85,10 @@ def training(session: nox.Session) -> None:
 
 @nox.session
 def backends(session: nox.Session) -> None:
-    """The test suite with PyTorch, JAX, dask and xarray installed: the same kind of array out as in."""
+    """The tests that another library changes, with PyTorch, JAX, dask and xarray: the same kind of array out as in."""
     install(session, "test", "backends", extras="dask")
-    pytest(session)
+    names = ("backends", "capabilities", "torch", "jax", "dask", "xarray", "batchnorm", "explain", "benchmarks", "repository")
+    pytest(session, *(f"tests/test_{name}.py" for name in names))
 
 
 @nox.session(default=False)
