@@ -64,15 +64,26 @@ def cudasim(session: nox.Session) -> None:
     pytest(session, "tests/cuda", NUMBA_ENABLE_CUDASIM="1")
 
 
+def compare(session: nox.Session, peer: str, *arguments: str) -> None:
+    """Ours, one peer and the exact oracle; and the code that `explain` prints for this peer runs, and gives our numbers."""
+    install(session, "test", peer)
+    session.run("python", "-m", "pytest", "conformance", f"--peer={peer}", *arguments, *session.posargs)
+    backend = {"KERAS_BACKEND": peer.removeprefix("keras_")} if peer.startswith("keras_") else {}
+    session.run("python", "-m", "pytest", "tests/test_explain.py", "-k", "spelling", env=backend)
+
+
 @nox.session
 @nox.parametrize("peer", PEERS, ids=PEERS)
 def conformance(session: nox.Session, peer: str) -> None:
-    """Ours, one peer and the exact oracle, case by case; each peer in an environment of its own."""
-    install(session, "test", peer)
-    session.run("python", "-m", "pytest", "conformance", f"--peer={peer}", *session.posargs)
-    # The code that `explain` prints for this peer runs, and gives our numbers.
-    backend = {"KERAS_BACKEND": peer.removeprefix("keras_")} if peer.startswith("keras_") else {}
-    session.run("python", "-m", "pytest", "tests/test_explain.py", "-k", "spelling", env=backend)
+    """Each peer in an environment of its own, over 1,500 cases drawn by a fixed seed; `nightly` runs all of them."""
+    compare(session, peer, "--sample=1500")
+
+
+@nox.session(default=False)
+@nox.parametrize("peer", PEERS, ids=PEERS)
+def nightly(session: nox.Session, peer: str) -> None:
+    """All conformance cases of each peer; `-- --report` writes conformance/report.json and docs/conformance.md."""
+    compare(session, peer)
 
 
 @nox.session
