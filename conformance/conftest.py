@@ -1,6 +1,7 @@
 """The options of the suite: ``python -m pytest conformance --peer=torch [--sample=500] [--record] [--report]``."""
 
 from collections import defaultdict
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -30,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("sample") and (config.getoption("record") or config.getoption("report")):
         raise pytest.UsageError("--record and --report need all cases; got --sample")
     config.stash[SESSION] = Session(name, module, divergences.load(name) if name else divergences.File())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Training beside several frameworks at once has a session of its own, without --peer."""
+    return True if collection_path.name == "test_training.py" and config.getoption("peer") else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

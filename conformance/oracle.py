@@ -6,6 +6,7 @@ products, sums of a few thousand terms) is done in `numpy.longdouble`, which on 
 has none more, float64 results are known to about one unit in the last place only.
 """
 
+import math
 from fractions import Fraction
 from math import fsum, isfinite, isinf, isnan
 from typing import NamedTuple
@@ -50,23 +51,27 @@ def exact_moments(values: list[float]) -> tuple[Fraction, Fraction]:
     return Fraction(total, n * common), Fraction(n * squares - total * total, (n * common) ** 2)
 
 
-def cell_moments(values: list[float]) -> tuple[Array, Array]:
-    """Mean and population variance of one cell in extended precision; NaN for an empty one."""
+def cell_moments(values: list[float]) -> tuple[float, Array, Array]:
+    """The mean of one cell as a float64 and the rest, and its population variance; NaN for an empty one.
+
+    In two parts, because even an extended float loses ten bits of ``x - mean`` where the mean is 1e6 deviations from 0.
+    """
     nan = REAL("nan")
     if not values:
-        return nan, nan
+        return math.nan, nan, nan
     if not all(map(isfinite, values)):
         infinite = {v for v in values if isinf(v)}
         mixed = len(infinite) == 2 or any(map(isnan, values))
-        return nan if mixed else REAL(infinite.pop()), nan
+        return (math.nan if mixed else infinite.pop()), REAL(0), nan
     if len(values) <= EXACT_LIMIT:
         mean, var = exact_moments(values)
-        return _extended(mean), _extended(var)
-    mean = fsum(values) / len(values)
-    off = np.asarray(values) - mean
-    left = fsum(off) / len(values)  # what rounding the mean left out
-    var = fsum(np.square(off.astype(REAL)).astype(np.float64)) / len(values) - left * left
-    return REAL(mean) + REAL(left), REAL(var)
+        high = float(mean)
+        return high, REAL(float(mean - Fraction(high))), _extended(var)
+    high = fsum(values) / len(values)
+    off = np.asarray(values) - high
+    low = fsum(off) / len(values)
+    var = fsum(np.square(off.astype(REAL)).astype(np.float64)) / len(values) - low * low
+    return high, REAL(low), REAL(var)
 
 
 def _extended(value: Fraction) -> Array:
@@ -85,14 +90,17 @@ def _truth(case: Case, data: Data) -> Truth:
     x = data.x.astype(REAL).reshape(case.split_shape)
     where = None if data.where is None else np.broadcast_to(data.where, case.shape).reshape(case.split_shape)
     cells = tuple(n if a in case.split_keep else 1 for a, n in enumerate(case.split_shape))
-    mean, var = batch_mean, batch_var = _moments(x, where, case, cells)
+    mean, low, var = _moments(x, where, case, cells)
+    batch_mean, batch_var = mean + low, var
     if case.mode == "inference":
         mean, var = (given.astype(REAL).reshape(cells) for given in (data.mean, data.var))
+        low = np.zeros_like(mean)
     if case.operation == "rms":
         # The mean square takes the place of the variance; an infinite one makes finite values 0 and infinite ones NaN.
-        mean, var = np.zeros_like(mean), np.where(np.isinf(mean), REAL("inf"), var + mean * mean)
+        var = np.where(np.isinf(mean), REAL("inf"), var + batch_mean * batch_mean)
+        mean = low = np.zeros_like(mean)
     rstd = 1 / np.sqrt(var + REAL(case.eps))
-    hat = (x - mean) * rstd
+    hat = ((x - mean) - low) * rstd
     weight, bias = (None if p is None else p.astype(REAL).reshape(_affine(case)) for p in (data.weight, data.bias))
     y = hat if weight is None else hat * weight
     y = y if bias is None else y + bias
@@ -119,14 +127,14 @@ def _affine(case: Case) -> tuple[int, ...]:
     return tuple(n if a in case.split_affine else 1 for a, n in enumerate(case.split_shape))
 
 
-def _moments(x: Array, where: Array | None, case: Case, cells: tuple[int, ...]) -> tuple[Array, Array]:
-    """The moments of every cell, in the shape `cells`."""
+def _moments(x: Array, where: Array | None, case: Case, cells: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """The moments of every cell, the mean in two parts, in the shape `cells`."""
     order = case.split_keep + case.split_reduce
     rows = x.transpose(order).reshape(-1, case.count).astype(np.float64)
     chosen = None if where is None else where.transpose(order).reshape(rows.shape)
-    pairs = [cell_moments((row if chosen is None else row[chosen[i]]).tolist()) for i, row in enumerate(rows)]
-    mean, var = (np.array(part, REAL).reshape(cells) for part in zip(*pairs, strict=True))
-    return mean, var
+    found = [cell_moments((row if chosen is None else row[chosen[i]]).tolist()) for i, row in enumerate(rows)]
+    mean, low, var = (np.array(part, REAL).reshape(cells) for part in zip(*found, strict=True))
+    return mean, low, var
 
 
 def _gradients(

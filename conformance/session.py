@@ -35,6 +35,7 @@ class Session:
     limits: Counter[str] = field(default_factory=Counter)
     found: list[Verdict] = field(default_factory=list)
     worst: dict[str, list[float]] = field(default_factory=dict)  # field: ours, theirs
+    narrow: float = 0.0  # our worst output of data up to float32
 
     @property
     def pinned(self) -> bool:
@@ -56,6 +57,8 @@ class Session:
             worst = self.worst.setdefault(v.field, [0.0, 0.0])
             worst[:] = max(worst[0], v.ours or 0.0), max(worst[1], v.peer or 0.0)
             if v.field == "output":
+                if case.dtype != "float64":
+                    self.narrow = max(self.narrow, v.ours or 0.0)
                 tally.ours, tally.theirs = max(tally.ours, v.ours or 0.0), max(tally.theirs, v.peer or 0.0)
             if v.excess > divergences.UNEXPECTED and self.pinned and not self.file.covers(v):
                 wrong.append(f"{v.says}, {v.excess:.3g} times what the rule allows: not on file (--record)")
@@ -81,6 +84,7 @@ class Session:
             "passed": total.passed,
             "not_expressible": dict(self.limits.most_common()),
             "our_worst_ulp": _finite(self.worst["output"][0]),
+            "our_worst_ulp_to_float32": _finite(self.narrow),
             "their_worst_ulp": _finite(self.worst["output"][1]),
             "worst_ulp": {name: {"ours": _finite(a), "theirs": _finite(b)} for name, (a, b) in self.worst.items()},
             "off": total.off,

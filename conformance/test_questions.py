@@ -40,7 +40,7 @@ def exact(x: np.ndarray, keep: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]
     reduce = tuple(a for a in range(x.ndim) if a not in keep)
     shape = tuple(x.shape[a] for a in keep)
     rows = x.transpose(keep + reduce).reshape(int(np.prod(shape)), -1).astype(np.float64)
-    mean, var = np.array([cell_moments(row.tolist()) for row in rows]).T
+    mean, _, var = np.array([cell_moments(row.tolist()) for row in rows]).T
     return mean.reshape(shape), var.reshape(shape)
 
 
