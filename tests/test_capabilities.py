@@ -1,5 +1,7 @@
 """The table of capabilities is what happens."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -35,3 +37,8 @@ def test_every_backend_has_a_row():
     assert len({row.count("|") for row in rows}) == 1
     for name, row in zip(BACKENDS, rows[2:], strict=True):
         assert row.startswith(f"| {name} |")
+
+
+def test_the_documentation_prints_the_table():
+    page = Path(__file__).parent.parent / "docs" / "capabilities.md"
+    assert page.read_text().endswith(capabilities.table().rstrip() + "\n")
