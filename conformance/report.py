@@ -133,13 +133,17 @@ def _where(cause: dict[str, str]) -> str:
 
 def _gallery(peers: dict[str, Any]) -> str:
     shown = []
-    for name in peers:
+    for name, numbers in peers.items():
         title = f"{name} (KERAS_BACKEND={name.partition('_')[2]})" if name.startswith("keras_") else name
-        for cause in divergences.load(name).causes.values():
+        for key, cause in divergences.load(name).causes.items():
             if "reproduce" in cause:
-                where = f"Source: {_where(cause)}." if _where(cause) else ""
+                rows = [row for row in numbers["divergences"] if row["cause"] == key]
+                worst = max((float(row["worst"].get("output", 0)) for row in rows), default=0.0)
+                off = "to NaN or infinity" if worst == float("inf") else f"by up to {worst:.3g} units in the last place"
+                size = f"{sum(row['cases'] for row in rows)} cases, the output off {off}."
+                where = f" Source: {_where(cause)}." if _where(cause) else ""
                 code = f"```python\n{cause['reproduce'].strip()}\n```"
-                shown.append(f"### {title}: {cause['text']}\n\n{code}\n\n{where}".strip())
+                shown.append(f"### {title}: {key.replace('_', ' ')}\n\n{cause['text']}. {size}{where}\n\n{code}")
     return "\n\n".join(shown)
 
 
