@@ -151,3 +151,25 @@ def assert_same_cells(keep, batch):
         part = kn.moments(np.ascontiguousarray(np.take(x, range(n), batch)), keep)
         for mine, theirs in ((part.m2, whole.m2), (part.shift, whole.shift), (part.delta, whole.delta)):
             assert mine.tobytes() == np.ascontiguousarray(np.take(theirs, range(n), kept.index(batch))).tobytes(), n
+
+
+def test_a_narrow_result_does_not_show_the_last_bits_of_float64():
+    """What lets every memory layout have the same bits: sums in another order differ only there."""
+    x = np.random.default_rng(8).standard_normal((250_000, 4)).astype(np.float32)
+    mean, var = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)
+    first, second = (kn.Moments.from_mean_var(mean, v, keep=1, ndim=2) for v in (var, var * (1 + 2.0**-40)))
+    assert np.array_equal(kn.normalize(x, 1, moments=first), kn.normalize(x, 1, moments=second))
+    wide = x.astype(np.float64)
+    assert not np.array_equal(kn.normalize(wide, 1, moments=first), kn.normalize(wide, 1, moments=second))
+
+
+@pytest.mark.parametrize("keep", [0, 1, (0, 2), ()])
+def test_the_same_bits_for_any_layout(keep):
+    x = (np.random.default_rng(9).standard_normal((40, 60, 50)) + 1).astype(np.float32)
+    expected = kn.normalize(x, keep)
+    for other in (
+        np.asfortranarray(x),
+        np.ascontiguousarray(x.transpose(1, 2, 0)).transpose(2, 0, 1),
+        np.repeat(x, 2, -1)[..., ::2],
+    ):
+        assert np.array_equal(kn.normalize(other, keep), expected)

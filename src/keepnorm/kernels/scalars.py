@@ -19,7 +19,7 @@ SIZE, CELL, AFFINE, X, Y, Z, MASK = np.arange(7)
 # two floats, and 1 / sqrt(var + eps).
 N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
 
-# What a plan says in single integers, in the order of engines/host.py.
+# What a plan says in single integers, in the order of engines/memory.py.
 (
     BASE_X,
     BASE_Y,
