@@ -106,7 +106,7 @@ def _backward(
         from keepnorm.kernels.launch import run as launch
 
         dx = np.empty_like(dy)
-        totals = np.empty((2, plan.cells))
+        totals = np.empty((3, plan.cells))
         dw, db = np.zeros((2, rows, w.size if inside else 1))
         memory, integers, kept, outer, *parts = fixed
         given_and_wanted = (memory, flat(dx), flat(dy), integers, kept, outer)
@@ -125,19 +125,14 @@ def _backward(
             stage(SUMS, count, part)
             stage(ADD, groups, part)
             stage(GRADIENT, count)
-        return dx, *(_over_cells(steps, axes, totals, state, eps, center) if given else totals)
+        return dx, *(_over_cells(steps, axes, totals) if given else totals[1:])
 
     return run
 
 
-def _over_cells(steps: Walk, axes: Axes, totals: Array, state: Array, eps: float, center: bool) -> tuple[Array, Array]:
+def _over_cells(steps: Walk, axes: Axes, totals: Array) -> tuple[Array, Array]:
     """Gradients of weights that each hold for whole cells: sums over the cells that share one."""
-    mean = state[1] + state[2]
-    with np.errstate(divide="ignore", invalid="ignore"):  # an empty cell has no variance, a constant may have the root 0
-        var = state[3] / state[0]
-        square = np.where(np.isinf(mean), np.inf, var + mean * mean)  # as in the kernels
-        scale = 1 / np.sqrt((var if center else square) + eps)
-    dweight, dbias = steps.to_cells(totals[1] * scale, axes), steps.to_cells(totals[0], axes)
+    dweight, dbias = steps.to_cells(totals[2], axes), steps.to_cells(totals[0], axes)
     other = tuple(i for i, a in enumerate(axes.keep) if a not in axes.affine)
     return (dweight.sum(other), dbias.sum(other)) if other else (dweight, dbias)
 

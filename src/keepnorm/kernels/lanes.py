@@ -12,6 +12,7 @@ from keepnorm.kernels.scalars import (
     CHUNK,
     CHUNKS,
     FOLD,
+    INNER,
     INNER_AFFINE,
     INNER_X,
     INNER_Y,
@@ -22,6 +23,7 @@ from keepnorm.kernels.scalars import (
     LANE_Y,
     LOW,
     MEAN,
+    POSITIONS,
     REDUCED_AFFINE,
     SCALE,
     K,
@@ -45,10 +47,11 @@ from keepnorm.kernels.scalars import (
     set_states,
     store,
 )
+from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, is_group, is_large, write
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
-LANE_MEAN, LANE_LOW, LANE_RSTD, LANE_SCALE, LANE_SHIFT = range(5)
+LANE_MEAN, LANE_SCALE, LANE_SHIFT = range(3)
 
 
 @helper
@@ -111,11 +114,14 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
     shift = sums[SHIFT, :full]
     s = sums[SUM, :full]
     q = sums[SQUARES, :full]
+    ahead = is_large(x, AHEAD)
     for p in range(p0, p1):
         first = start + offset(outer, p, X)
         i = i0
         if lane == 1:
             while i + 8 * fold <= i1:
+                if ahead:
+                    ask_ahead(x, first + (i + 16 * fold) * step, fold * step, 8, full)
                 add_rows(x, first + i * step, fold * step, shift, s, q)
                 i += 8 * fold
         while i < i1:
@@ -137,25 +143,31 @@ def spread(row, cells, short, fold):
     if short > 1:
         for k in range(cells - 1, -1, -1):
             value = row[k]
-            for lane in range(k * short, (k + 1) * short):
-                row[lane] = value
+            lanes = row[k * short : (k + 1) * short]
+            for i in range(lanes.size):
+                lanes[i] = value
+    first = row[:width]
     for f in range(1, fold):
-        for lane in range(width):
-            row[f * width + lane] = row[lane]
+        again = row[f * width : (f + 1) * width]
+        for i in range(width):
+            again[i] = first[i]
 
 
 @helper
 def gather(row, cells, short, fold):
     """Add the lanes of each cell up into the first `cells` values of a row, in place: the inverse of `spread`."""
     width = cells * short
+    first = row[:width]
     for f in range(1, fold):
-        for lane in range(width):
-            row[lane] += row[f * width + lane]
+        again = row[f * width : (f + 1) * width]
+        for i in range(width):
+            first[i] += again[i]
     if short > 1:
         for k in range(cells):
             total = 0.0
-            for lane in range(k * short, (k + 1) * short):
-                total += row[lane]
+            lanes = row[k * short : (k + 1) * short]
+            for i in range(lanes.size):
+                total += lanes[i]
             row[k] = total
 
 
@@ -192,30 +204,32 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
 
 @helper
 def set_lanes(plan, cell, cells, state, lanes):
-    """Spread the mean and the scale of `cells` cells over their lanes."""
+    """Spread the means of `cells` cells over their lanes."""
     for k in range(cells):
         lanes[LANE_MEAN, k] = state[MEAN, cell + k]
-        lanes[LANE_LOW, k] = state[LOW, cell + k]
-        lanes[LANE_RSTD, k] = state[SCALE, cell + k]
-    for row in (LANE_MEAN, LANE_LOW, LANE_RSTD):
-        spread(lanes[row], cells, plan[LANE_REDUCED], plan[FOLD])
+    spread(lanes[LANE_MEAN], cells, plan[LANE_REDUCED], plan[FOLD])
 
 
 @exact
-def set_affine(plan, a, cells, weight, bias, lanes):
-    """Join the scale of every lane with its weight and bias, from affine index `a` on."""
+def set_affine(plan, cell, a, cells, state, weight, bias, lanes):
+    """Join the scale of every cell with its weight and bias, from affine index `a` on, and spread them over the lanes."""
     short = plan[LANE_REDUCED]
-    for f in range(plan[FOLD]):
-        for k in range(cells):
-            for r in range(short):
-                lane = (f * cells + k) * short + r
-                j = a + k * plan[KEPT_AFFINE] + r * plan[REDUCED_AFFINE]
-                lanes[LANE_SCALE, lane] = lanes[LANE_RSTD, lane] * weight[j]
-                lanes[LANE_SHIFT, lane] = bias[j] - lanes[LANE_LOW, lane] * lanes[LANE_SCALE, lane]
+    fold = plan[FOLD]
+    scale = lanes[LANE_SCALE]
+    shift = lanes[LANE_SHIFT]
+    own = short if plan[REDUCED_AFFINE] != 0 else 1  # how many lanes of a cell have a weight of their own
+    for k in range(cells):
+        j = a + k * plan[KEPT_AFFINE]
+        for r in range(own):
+            lane = k * own + r
+            scale[lane] = state[SCALE, cell + k] * weight[j + r * plan[REDUCED_AFFINE]]
+            shift[lane] = bias[j + r * plan[REDUCED_AFFINE]] - state[LOW, cell + k] * scale[lane]
+    spread(scale, cells * own, short // own, fold)
+    spread(shift, cells * own, short // own, fold)
 
 
 @helper
-def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes):
+def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, line, behind):
     """The affine step on block b of neighbouring cells, whose mean and scale `set_lanes` has spread."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
@@ -236,12 +250,17 @@ def apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
         while i < i1:
             j = position + i * plan[INNER_AFFINE]
             if j != last:
-                set_affine(plan, j, cells, weight, bias, lanes)
+                set_affine(plan, cell, j, cells, state, weight, bias, lanes)
                 last = j
             n = min(fold, i1 - i) * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step
-            if contiguous:
+            if behind:
+                ask_ahead(x, xi + n, 0, 1, n)
+            if contiguous and line.size >= n:
+                scale_row(x[xi : xi + n], line[:n], mean[:n], scale[:n], shift[:n])
+                write(line, y, yi, n)
+            elif contiguous:
                 scale_row(x[xi : xi + n], y[yi : yi + n], mean[:n], scale[:n], shift[:n])
             else:
                 scale_strided(x, xi, plan[LANE_X], y, yi, plan[LANE_Y], mean[:n], scale[:n], shift[:n])
@@ -280,14 +299,17 @@ def tasks(
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
     sums_memory = np.empty(scratch(3, full))
-    lanes_memory = np.empty(scratch(5, full))
+    lanes_memory = np.empty(scratch(3, full))
     buffer_memory = np.empty(1 if plan[LANE_X] == 1 else full, x.dtype)
+    line_memory = np.empty(full if is_large(y, STREAM) else 0, y.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
     sums = aligned(sums_memory, 3, full)
-    lanes = aligned(lanes_memory, 5, full)
+    lanes = aligned(lanes_memory, 3, full)
     buffer = borrow(buffer_memory)
+    line = borrow(line_memory)
     own = borrow(own_memory)
     states = part if stage < 2 else own
+    behind = stage == 4 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short, BEHIND)
     of_blocks = stage == 0 or stage == 2
     before = -1
     for t in range(t0, t1):
@@ -315,8 +337,10 @@ def tasks(
                 set_lanes(plan, cell, cells, state, lanes)
                 before = group
             for b in range(b0, b1):
-                apply(x, y, plan, outer, x_start, y_start, a, cells, b, weight, bias, lanes)
+                apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, line, behind)
+    finish()
     keep_alive(sums_memory)
     keep_alive(lanes_memory)
     keep_alive(buffer_memory)
+    keep_alive(line_memory)
     keep_alive(own_memory)

@@ -6,6 +6,7 @@ The formulas are those of runs_backward.py, and so are the stages.
 import numpy as np
 
 from keepnorm.kernels.cache import entry, helper
+from keepnorm.kernels.lanes import gather, spread
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -17,6 +18,7 @@ from keepnorm.kernels.scalars import (
     CHUNK,
     CHUNKS,
     FOLD,
+    INNER,
     INNER_AFFINE,
     INNER_X,
     INNER_Y,
@@ -24,6 +26,7 @@ from keepnorm.kernels.scalars import (
     KEPT_AFFINE,
     LANE_KEPT,
     LANE_REDUCED,
+    POSITIONS,
     REDUCED_AFFINE,
     N,
     X,
@@ -40,9 +43,10 @@ from keepnorm.kernels.scalars import (
     scratch,
     store,
 )
+from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, is_group, is_large, write
 
 # Rows of the scratch of one task, each as long as a row of lanes.
-MEAN, LOW, RSTD, SUM, PRODUCT, WEIGHT, LEVEL, SCALE, SLOPE = range(9)
+MEAN, LOW, RSTD, SUM, PRODUCT, SCALE, SLOPE, LEVEL = range(8)
 
 
 @helper
@@ -80,19 +84,10 @@ def add_rows(x, x0, x_step, dy, z0, z_step, mean, low, s, q):
 
 
 @helper
-def gradient_row(x, dx, dy, mean, low, weight, level, scale, slope):
-    """dx = (dy * weight - level) * scale + d * slope, each lane with its own."""
+def gradient_row(x, dx, dy, mean, low, scale, slope, level):
+    """dx = dy * scale + d * slope + level, each lane with its own."""
     for i in range(x.size):
-        d = centred(x[i], mean[i], low[i])
-        store(dx, i, (difference(dy[i], 0.0) * weight[i] - level[i]) * scale[i] + d * slope[i])
-
-
-@helper
-def gradient_row_plain(x, dx, dy, mean, low, level, scale, slope):
-    """The same where the weight is in the scale already: dx = (dy - level) * scale + d * slope."""
-    for i in range(x.size):
-        d = centred(x[i], mean[i], low[i])
-        store(dx, i, (difference(dy[i], 0.0) - level[i]) * scale[i] + d * slope[i])
+        store(dx, i, difference(dy[i], 0.0) * scale[i] + (centred(x[i], mean[i], low[i]) * slope[i] + level[i]))
 
 
 @helper
@@ -105,11 +100,15 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
     low = lanes[LOW, :full]
     s = lanes[SUM, :full]
     q = lanes[PRODUCT, :full]
+    ahead = is_large(x, AHEAD)
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
         z0 = z_start + offset(outer, p, Z)
         i = i0
         while i + 4 * fold <= i1:
+            if ahead:
+                ask_ahead(x, x0 + (i + 8 * fold) * plan[INNER_X], fold * plan[INNER_X], 4, full)
+                ask_ahead(dy, z0 + (i + 8 * fold) * plan[INNER_Z], fold * plan[INNER_Z], 4, full)
             add_rows(
                 x,
                 x0 + i * plan[INNER_X],
@@ -150,7 +149,7 @@ def block_sums_inside(x, dy, plan, outer, x_start, z_start, a, b, cells, lanes, 
                     g = difference(dy[zi + lane], 0.0)
                     d = centred(x[xi + lane], lanes[MEAN, lane], lanes[LOW, lane])
                     w = weight[j + r * plan[REDUCED_AFFINE]]
-                    dweight[j + r * plan[REDUCED_AFFINE]] += g * d * lanes[RSTD, lane]
+                    dweight[j + r * plan[REDUCED_AFFINE]] += g * d * lanes[RSTD, k]
                     dbias[j + r * plan[REDUCED_AFFINE]] += g
                     s += g * w
                     q += g * w * d
@@ -161,53 +160,51 @@ def block_sums_inside(x, dy, plan, outer, x_start, z_start, a, b, cells, lanes, 
 @helper
 def sum_lanes(plan, cells, lanes, sums):
     """Add the lanes of every cell up."""
-    short = plan[LANE_REDUCED]
+    for row in (SUM, PRODUCT):
+        gather(lanes[row], cells, plan[LANE_REDUCED], plan[FOLD])
     for k in range(cells):
-        s = 0.0
-        q = 0.0
-        for f in range(plan[FOLD]):
-            for lane in range((f * cells + k) * short, (f * cells + k + 1) * short):
-                s += lanes[SUM, lane]
-                q += lanes[PRODUCT, lane]
-        sums[0, k] = s
-        sums[1, k] = q
+        sums[0, k] = lanes[SUM, k]
+        sums[1, k] = lanes[PRODUCT, k]
 
 
 @helper
 def set_lanes(plan, state, cell, cells, eps, center, lanes):
-    """Spread the mean and the scale of neighbouring cells over their lanes, and clear the sums."""
+    """Work out the scale of neighbouring cells, spread their means over their lanes, and clear the sums."""
     short = plan[LANE_REDUCED]
+    fold = plan[FOLD]
     for k in range(cells):
-        mean, low, scale = center_and_scale(state, cell + k, eps, center, False)
-        for f in range(plan[FOLD]):
-            for lane in range((f * cells + k) * short, (f * cells + k + 1) * short):
-                lanes[MEAN, lane] = mean
-                lanes[LOW, lane] = low
-                lanes[RSTD, lane] = scale
-                lanes[SUM, lane] = 0.0
-                lanes[PRODUCT, lane] = 0.0
+        lanes[MEAN, k], lanes[LOW, k], lanes[RSTD, k] = center_and_scale(state, cell + k, eps, center, False)
+    for row in (MEAN, LOW):
+        spread(lanes[row], cells, short, fold)
+    for row in (SUM, PRODUCT):
+        lanes[row, : fold * cells * short] = 0.0
 
 
 @helper
 def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, center, lanes):
     """Spread the coefficients of dx over the lanes, with the weights from affine index `a` on."""
     short = plan[LANE_REDUCED]
-    for f in range(plan[FOLD]):
-        for k in range(cells):
-            n = state[N, cell + k]
-            for r in range(short):
-                lane = (f * cells + k) * short + r
-                scale = lanes[RSTD, lane]
-                w = weight[a + k * plan[KEPT_AFFINE] + r * plan[REDUCED_AFFINE]]
-                own = 1.0 if inside else w  # inside cells the sums hold the weights already
-                lanes[WEIGHT, lane] = w if inside else 1.0
-                lanes[LEVEL, lane] = totals[0, cell + k] / n if through and center else 0.0
-                lanes[SCALE, lane] = scale * own
-                lanes[SLOPE, lane] = -totals[1, cell + k] * scale * scale * scale * own / n if through else 0.0
+    own = short if plan[REDUCED_AFFINE] != 0 else 1  # how many lanes of a cell have a weight of their own
+    for k in range(cells):
+        n = state[N, cell + k]
+        scale = lanes[RSTD, k]
+        slope = -totals[1, cell + k] * scale * scale * scale / n if through else 0.0
+        level = -totals[0, cell + k] * scale / n if through and center else 0.0
+        for r in range(own):
+            lane = k * own + r
+            w = weight[a + k * plan[KEPT_AFFINE] + r * plan[REDUCED_AFFINE]]
+            outside = 1.0 if inside else w  # inside cells the sums hold the weights already
+            lanes[SCALE, lane] = scale * w
+            lanes[SLOPE, lane] = slope * outside
+            lanes[LEVEL, lane] = level * outside
+    for row in (SCALE, SLOPE, LEVEL):
+        spread(lanes[row], cells * own, short // own, plan[FOLD])
 
 
 @helper
-def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes):
+def block_gradient(
+    x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes, line, behind
+):
     """dx of block b of neighbouring cells."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
@@ -231,15 +228,19 @@ def block_gradient(x, dx, dy, plan, outer, starts, a, b, cell, cells, state, tot
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             zi = z0 + i * z_step
-            if inside:
+            if behind:
+                ask_ahead(x, xi + n, 0, 1, n)
+                ask_ahead(dy, zi + n, 0, 1, n)
+            if line.size >= n:
+                gradient_row(
+                    x[xi : xi + n], line[:n], dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
+                    lanes[SCALE, :n], lanes[SLOPE, :n], lanes[LEVEL, :n],
+                )  # fmt: skip
+                write(line, dx, yi, n)
+            else:
                 gradient_row(
                     x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
-                    lanes[WEIGHT, :n], lanes[LEVEL, :n], lanes[SCALE, :n], lanes[SLOPE, :n],
-                )  # fmt: skip
-            else:
-                gradient_row_plain(
-                    x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
-                    lanes[LEVEL, :n], lanes[SCALE, :n], lanes[SLOPE, :n],
+                    lanes[SCALE, :n], lanes[SLOPE, :n], lanes[LEVEL, :n],
                 )  # fmt: skip
             i += fold
 
@@ -265,10 +266,13 @@ def tasks(
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
-    lanes_memory = np.empty(scratch(9, full))
-    lanes = aligned(lanes_memory, 9, full)
+    lanes_memory = np.empty(scratch(8, full))
+    lanes = aligned(lanes_memory, 8, full)
+    line_memory = np.empty(full if is_large(dx, STREAM) else 0, dx.dtype)
+    line = borrow(line_memory)
     own_memory = np.empty((2, plan[CHUNK]))
     own = borrow(own_memory)
+    behind = stage == 3 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short, BEHIND)
     groups = plan[CELLS_OUTSIDE] * chunks
     for t in range(t0, t1):
         first = t // blocks if stage == 0 or stage == 2 else t
@@ -289,16 +293,15 @@ def tasks(
             a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
             b0 = t - group * blocks if stage == 0 or stage == 2 else 0
             b1 = b0 + 1 if stage == 0 or stage == 2 else blocks
-            if stage != 1:
-                set_lanes(plan, state, cell, cells, eps, center, lanes)
+            set_lanes(plan, state, cell, cells, eps, center, lanes)
             if stage == 1:
                 for k in range(cells):
-                    totals[0, cell + k] = 0.0
-                    totals[1, cell + k] = 0.0
+                    own[0, k] = 0.0
+                    own[1, k] = 0.0
                 for b in range(blocks):
                     for k in range(cells):
-                        totals[0, cell + k] += part[t * blocks + b, 0, k]
-                        totals[1, cell + k] += part[t * blocks + b, 1, k]
+                        own[0, k] += part[t * blocks + b, 0, k]
+                        own[1, k] += part[t * blocks + b, 1, k]
             elif stage != 2:
                 for b in range(b0, b1):
                     if inside:
@@ -308,10 +311,11 @@ def tasks(
                     else:
                         block_sums(x, dy, plan, outer, x_start, z_start, b, cells * short, lanes)
                 sum_lanes(plan, cells, lanes, part[t] if stage == 0 else own)
-            if stage >= 3:
+            if stage == 1 or stage >= 3:
                 for k in range(cells):
                     totals[0, cell + k] = own[0, k]
                     totals[1, cell + k] = own[1, k]
+                    totals[2, cell + k] = own[1, k] * lanes[RSTD, k]
             if stage >= 2:
                 starts = (x_start, y_start, z_start)
                 for b in range(b0, b1):
@@ -333,6 +337,10 @@ def tasks(
                         through,
                         center,
                         lanes,
+                        line,
+                        behind,
                     )
+    finish()
     keep_alive(lanes_memory)
+    keep_alive(line_memory)
     keep_alive(own_memory)

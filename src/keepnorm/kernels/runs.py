@@ -40,6 +40,7 @@ from keepnorm.kernels.scalars import (
     set_state,
     store,
 )
+from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, is_group, is_large, write
 
 
 @helper
@@ -109,7 +110,7 @@ def block(x, plan, outer, start, b, part, buffer):
 
 
 @helper
-def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias):
+def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, line, behind):
     """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of a cell."""
     home = offset(kept, cell, CELL)
     mean, low, scale = state[MEAN, home], state[LOW, home], state[SCALE, home]
@@ -122,10 +123,17 @@ def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias):
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X) + i0 * x_step
         y0 = y_start + offset(outer, p, Y) + i0 * y_step
+        if behind:
+            ask_ahead(x, x0 + n, 0, 1, n)
         a = affine_start + offset(outer, p, AFFINE)
         w = scale * weight[a]
         contiguous = x_step == 1 and y_step == 1
-        if plan[INNER_AFFINE] == 0 and contiguous:
+        if plan[INNER_AFFINE] == 0 and contiguous and line.size:
+            for i in range(0, n, LINE):
+                m = min(LINE, n - i)
+                scale_run(x[x0 + i : x0 + i + m], line[:m], mean, w, bias[a] - low * w)
+                write(line, y, y0 + i, m)
+        elif plan[INNER_AFFINE] == 0 and contiguous:
             scale_run(x[x0 : x0 + n], y[y0 : y0 + n], mean, w, bias[a] - low * w)
         elif plan[INNER_AFFINE] == 0:
             scale_strided(x, x0, x_step, y, y0, y_step, n, mean, w, bias[a] - low * w)
@@ -168,9 +176,12 @@ def tasks(
     weight = borrow(weight)
     bias = borrow(bias)
     blocks = plan[BLOCKS]
+    behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
     buffer_memory = np.empty(1 if plan[INNER_X] == 1 else block_bounds(plan, 0)[3], x.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, 1))
+    line_memory = np.empty(LINE if is_large(y, STREAM) else 0, y.dtype)
     buffer = borrow(buffer_memory)
+    line = borrow(line_memory)
     states = part if stage < 2 else borrow(own_memory)
     for t in range(t0, t1):
         cell = t // blocks if stage == 0 else t
@@ -195,6 +206,8 @@ def tasks(
         if stage != 0 and stage != 2:
             set_centers(state, offset(kept, cell, CELL), 1, eps, center, is_narrow(y))
         if stage == 2 or stage == 4:
-            apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias)
+            apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, line, behind)
+    finish()
     keep_alive(buffer_memory)
+    keep_alive(line_memory)
     keep_alive(own_memory)

@@ -4,6 +4,8 @@ With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``g = dy * weight`` and sums
 ``dx = r * (g - sum(g) / n - d * r^2 * sum(g d) / n)``, ``dweight = sum(dy d) r``, ``dbias = sum(dy)``.
 """
 
+import numpy as np
+
 from keepnorm.kernels.cache import entry, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
@@ -13,7 +15,9 @@ from keepnorm.kernels.scalars import (
     BLOCKS,
     CELL,
     CELLS_OUTSIDE,
+    INNER,
     INNER_AFFINE,
+    POSITIONS,
     N,
     X,
     Y,
@@ -23,9 +27,11 @@ from keepnorm.kernels.scalars import (
     center_and_scale,
     centred,
     difference,
+    keep_alive,
     offset,
     store,
 )
+from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, is_group, is_large, write
 
 
 @helper
@@ -56,19 +62,17 @@ def sums_affine(x, dy, mean, low, scale, weight, dweight, dbias):
 
 
 @helper
-def gradient_run(x, dx, dy, mean, low, weight, level, scale, slope):
-    """dx = (dy * weight - level) * scale + d * slope."""
+def gradient_run(x, dx, dy, mean, low, scale, slope, level):
+    """dx = dy * scale + d * slope + level."""
     for i in range(x.size):
-        d = centred(x[i], mean, low)
-        store(dx, i, (difference(dy[i], 0.0) * weight - level) * scale + d * slope)
+        store(dx, i, difference(dy[i], 0.0) * scale + (centred(x[i], mean, low) * slope + level))
 
 
 @helper
-def gradient_run_affine(x, dx, dy, mean, low, weight, level, scale, slope):
+def gradient_run_affine(x, dx, dy, mean, low, weight, scale, slope, level):
     """The same with a weight for each value."""
     for i in range(x.size):
-        d = centred(x[i], mean, low)
-        store(dx, i, (difference(dy[i], 0.0) * weight[i] - level) * scale + d * slope)
+        store(dx, i, difference(dy[i], 0.0) * weight[i] * scale + (centred(x[i], mean, low) * slope + level))
 
 
 @helper
@@ -100,26 +104,37 @@ def block_sums(x, dy, plan, kept, outer, cell, b, mean, low, scale, weight, insi
 
 
 @helper
-def block_gradient(x, dx, dy, plan, kept, outer, cell, b, mean, low, scale, s, q, n, weight, inside, through, center):
+def block_gradient(
+    x, dx, dy, plan, kept, outer, cell, b, mean, low, scale, s, q, n, weight, inside, through, center, line, behind
+):
     """dx of block b of a cell; `through` tells whether the moments depend on x."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     width = i1 - i0
-    level = s / n if through and center else 0.0
     slope = -q * scale * scale * scale / n if through else 0.0
+    level = -s * scale / n if through and center else 0.0
     for p in range(p0, p1):
         x0 = plan[BASE_X] + offset(kept, cell, X) + offset(outer, p, X) + i0
         y0 = plan[BASE_Y] + offset(kept, cell, Y) + offset(outer, p, Y) + i0
         z0 = plan[BASE_Z] + offset(kept, cell, Z) + offset(outer, p, Z) + i0
         a = offset(kept, cell, AFFINE) + offset(outer, p, AFFINE)
+        if behind:
+            ask_ahead(x, x0 + width, 0, 1, width)
+            ask_ahead(dy, z0 + width, 0, 1, width)
         here = x[x0 : x0 + width]
         there = dx[y0 : y0 + width]
         given = dy[z0 : z0 + width]
-        if not inside:
-            gradient_run(here, there, given, mean, low, 1.0, level, scale * weight[a], slope * weight[a])
-        elif plan[INNER_AFFINE]:
-            gradient_run_affine(here, there, given, mean, low, weight[a + i0 : a + i1], level, scale, slope)
-        else:
-            gradient_run(here, there, given, mean, low, weight[a], level, scale, slope)
+        if plan[INNER_AFFINE] and inside:
+            gradient_run_affine(here, there, given, mean, low, weight[a + i0 : a + i1], scale, slope, level)
+            continue
+        w = weight[a]
+        own = 1.0 if inside else w  # inside cells the sums hold the weights already
+        if line.size == 0:
+            gradient_run(here, there, given, mean, low, scale * w, slope * own, level * own)
+            continue
+        for i in range(0, width, LINE):
+            m = min(LINE, width - i)
+            gradient_run(here[i : i + m], line[:m], given[i : i + m], mean, low, scale * w, slope * own, level * own)
+            write(line, dx, y0 + i, m)
 
 
 @entry()
@@ -143,19 +158,24 @@ def tasks(
     weight = borrow(weight)
     dweight = borrow(dweight)
     dbias = borrow(dbias)
+    line_memory = np.empty(LINE if is_large(dx, STREAM) else 0, dx.dtype)
+    line = borrow(line_memory)
     blocks = plan[BLOCKS]
+    behind = stage == 3 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
+    cells = plan[CELLS_OUTSIDE]
     for t in range(t0, t1):
-        first = t // blocks if stage == 0 or stage == 2 else t
+        # Blocks go in the order of the memory, so that a page of dx is filled while it is new.
+        first = t % cells if stage == 0 or stage == 2 else t
         last = first + 1
         row = 0
         if stage == 4:
-            first = t * plan[CELLS_OUTSIDE] // dweight.shape[0]
-            last = (t + 1) * plan[CELLS_OUTSIDE] // dweight.shape[0]
+            first = t * cells // dweight.shape[0]
+            last = (t + 1) * cells // dweight.shape[0]
             row = t
         for position in range(first, last):
             cell = offset(kept, position, CELL)
             mean, low, scale = center_and_scale(state, cell, eps, center, False)
-            b0 = t - position * blocks if stage == 0 or stage == 2 else 0
+            b0 = t // cells if stage == 0 or stage == 2 else 0
             b1 = b0 + 1 if stage == 0 or stage == 2 else blocks
             s = 0.0
             q = 0.0
@@ -174,14 +194,17 @@ def tasks(
                     s += ds
                     q += dq
             if stage == 0:
-                part[t, 0, 0] = s
-                part[t, 1, 0] = q
-                continue
-            totals[0, cell] = s
-            totals[1, cell] = q
+                part[position * blocks + b0, 0, 0] = s
+                part[position * blocks + b0, 1, 0] = q
+            elif stage != 2:
+                totals[0, cell] = s
+                totals[1, cell] = q
+                totals[2, cell] = q * scale
             if stage >= 2:
                 for b in range(b0, b1):
                     block_gradient(
                         x, dx, dy, plan, kept, outer, position, b, mean, low, scale, s, q, state[N, cell], weight, inside,
-                        through, center,
+                        through, center, line, behind,
                     )  # fmt: skip
+    finish()
+    keep_alive(line_memory)

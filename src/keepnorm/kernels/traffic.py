@@ -1,0 +1,139 @@
+"""What large arrays need on their way through the caches: rows asked for ahead, and results written past them.
+
+A store that misses the cache first reads its line, and then pushes out a line of x that the next step will want. A
+result larger than STREAM would be gone again before anyone reads it, so it goes straight to the memory. It is made in
+a short line first, since no compiler makes such stores out of a loop over single values.
+"""
+
+from llvmlite import ir
+from llvmlite.ir import Constant
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from keepnorm.kernels.cache import exact
+
+# Bytes of a result from which on it is written past the caches.
+STREAM = 1 << 24
+
+# Bytes of an array from which on rows are asked for ahead.
+AHEAD = 1 << 21
+
+# Bytes of a group of cells, at most, whose successor is asked for during its second step: both stay in the L2 cache.
+BEHIND = 1 << 17
+
+# Values of the line in which a result is made: 4 KiB of float32, so that it stays in the L1 cache.
+LINE = 1024
+
+_CACHE_LINE = 64
+_CHARS = ir.IntType(8).as_pointer()
+
+
+def _address(context, builder, kind, array, index):
+    """The address of array[index] as bytes."""
+    made = context.make_array(kind)(context, builder, array)
+    size = Constant(index.type, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    return builder.gep(builder.bitcast(made.data, _CHARS), [builder.mul(index, size)])
+
+
+@intrinsic
+def _itemsize(typing, array):
+    """Bytes of one value, known when compiling."""
+
+    def generate(context, builder, signature, arguments):
+        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+        return context.get_constant(types.intp, size)
+
+    return types.intp(array), generate
+
+
+@intrinsic
+def _ask(typing, array, index):
+    """Begin to fetch the cache line of array[index]; an index outside is no error."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _address(context, builder, signature.args[0], *arguments)
+        kind = ir.FunctionType(ir.VoidType(), [_CHARS, *[ir.IntType(32)] * 3])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(prefetch, [pointer, *(Constant(ir.IntType(32), n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+@intrinsic
+def _stream(typing, source, i, target, j):
+    """Copy 64 bytes past the caches; target[j] must begin a cache line."""
+
+    def generate(context, builder, signature, arguments):
+        line = ir.VectorType(ir.FloatType(), _CACHE_LINE // 4).as_pointer()
+        here = builder.bitcast(_address(context, builder, signature.args[0], *arguments[:2]), line)
+        there = builder.bitcast(_address(context, builder, signature.args[2], *arguments[2:]), line)
+        store = builder.store(builder.load(here, align=1), there, align=_CACHE_LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.none(source, types.intp, target, types.intp), generate
+
+
+@intrinsic
+def _copy(typing, source, i, target, j, n):
+    """Copy n values as they are."""
+
+    def generate(context, builder, signature, arguments):
+        here = _address(context, builder, signature.args[0], *arguments[:2])
+        there = _address(context, builder, signature.args[2], *arguments[2:4])
+        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+        cgutils.raw_memcpy(builder, there, here, arguments[4], size)
+        return context.get_dummy_value()
+
+    return types.none(source, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def finish(typing):
+    """Let other threads see what was written past the caches."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+@exact
+def ask_ahead(x, first, step, rows, n):
+    """Begin to fetch `rows` rows of n values; where many rows are read at once, the processor does not see a pattern."""
+    line = _CACHE_LINE // _itemsize(x)
+    for row in range(rows):
+        start = first + row * step
+        for i in range(0, n, line):
+            _ask(x, start + i)
+
+
+@exact
+def write(line, y, start, n):
+    """Copy the first n values of a line to y[start:], past the caches."""
+    size = _itemsize(y)
+    head = min((-(y.ctypes.data + start * size) % _CACHE_LINE) // size, n)
+    step = _CACHE_LINE // size
+    i = head
+    while i + step <= n:
+        _stream(line, i, y, start + i)
+        i += step
+    for k in range(head):
+        _copy(line, k, y, start + k, 1)
+    for k in range(i, n):
+        _copy(line, k, y, start + k, 1)
+
+
+@exact
+def is_large(x, bytes_):
+    """Whether an array takes at least so many bytes."""
+    return x.size * _itemsize(x) >= bytes_
+
+
+@exact
+def is_group(x, n, bytes_):
+    """Whether n values take at most so many bytes, in an array too large for the L2 cache."""
+    return n * _itemsize(x) <= bytes_ and is_large(x, AHEAD)

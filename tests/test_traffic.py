@@ -1,0 +1,82 @@
+"""Results so large that they are written past the caches: every value, at every alignment, and nothing beside them."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import keepnorm as kn
+from keepnorm.kernels.traffic import STREAM
+
+# Rows that end inside a cache line, in each way to walk them: (shape, kept axis); each over STREAM in float32.
+WALKS = {
+    "long runs": ((211, 20011), 0),
+    "runs and pieces": ((40, 3, 35_003), 1),
+    "short runs": ((331, 67, 191), 1),
+    "lanes": ((20011, 211), 1),
+    "wide lanes": ((751, 5623), 1),
+    "folded lanes": ((1_400_011, 3), 1),
+    "short reduced lanes": ((331, 260, 49), 1),
+}
+WIDTHS = [np.float64, np.float16, ml_dtypes.bfloat16, np.uint8]
+
+
+def data(shape, dtype):
+    return np.random.default_rng(3).integers(0, 250, shape, np.uint8).astype(dtype)
+
+
+def beside(shape, dtype, start):
+    """An array that begins `start` values after a cache line, in memory that is marked on both sides."""
+    size = int(np.prod(shape))
+    memory = np.full(size + 256, 77, dtype)
+    first = -memory.ctypes.data % 64 // memory.itemsize + start
+    return memory, slice(first, first + size), memory[first : first + size].reshape(shape)
+
+
+def pieces(shape, keep, itemsize):
+    """Slices along the longest reduced axis, each of a result below STREAM."""
+    axis = max((a for a in range(len(shape)) if a != keep), key=lambda a: shape[a])
+    count = np.prod(shape) * itemsize // STREAM + 2
+    for part in np.array_split(np.arange(shape[axis]), count):
+        yield (*[slice(None)] * axis, slice(part[0], part[-1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("walk", "dtype", "start"),
+    [
+        *((walk, np.float32, 5) for walk in WALKS),
+        *((walk, np.float32, start) for walk in ("long runs", "lanes") for start in (0, 1, 15)),
+        *((walk, dtype, 3) for walk in ("short runs", "folded lanes") for dtype in WIDTHS),
+    ],
+)
+def test_forward_writes_what_small_results_have(walk, dtype, start):
+    shape, keep = WALKS[walk]
+    if np.dtype(dtype).itemsize == 2:
+        shape = (2 * shape[0], *shape[1:])
+    x = data(shape, dtype)
+    memory, inside, out = beside(shape, np.float32 if dtype is np.uint8 else dtype, start)
+    assert out.nbytes >= STREAM
+    assert kn.normalize(x, keep, out=out) is out
+    assert (memory[: inside.start] == 77).all()
+    assert (memory[inside.stop :] == 77).all()
+    moments = kn.moments(x, keep)
+    for part in pieces(shape, keep, out.itemsize):
+        expected = kn.normalize(np.ascontiguousarray(x[part]), keep, moments=moments)
+        assert expected.nbytes < STREAM
+        assert out[part].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("walk", WALKS)
+def test_backward_writes_what_small_results_have(walk, dtype):
+    shape, keep = WALKS[walk]
+    x = data(shape, dtype)
+    dy = x[::-1].copy()
+    weight = np.linspace(0.5, 1.5, shape[keep]).astype(dtype)
+    bias = np.zeros_like(weight)
+    moments = kn.moments(x, keep)
+    dx = kn.normalize_vjp(x, keep, weight, bias, moments=moments)[1](dy)[0]
+    assert dx.nbytes >= STREAM
+    for part in pieces(shape, keep, dx.itemsize):
+        piece, given = (np.ascontiguousarray(a[part]) for a in (x, dy))
+        expected = kn.normalize_vjp(piece, keep, weight, bias, moments=moments)[1](given)[0]
+        assert dx[part].tobytes() == expected.tobytes()
