@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,8 +37,47 @@ def entry(parallel: bool = False) -> Callable[[F], F]:
     return decorate
 
 
+class _NoMachineCode:
+    """Takes the place of the code generator for what is never run on its own."""
+
+    @staticmethod
+    def set_env(name: str, environment: Any) -> None:
+        """There is no code that would look the environment up."""
+
+
+class _Inlined(JITCodeLibrary):  # type: ignore[misc]
+    """A function that is inlined into all its callers: optimised and translated with them, and not alone before.
+
+    Numba does both for every function at every level of calls, which was a quarter of the time of a first call.
+    """
+
+    codegen = _NoMachineCode
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _InlineCompiler(Compiler):  # type: ignore[misc]
+    """Numba's compiler, with `_Inlined` for the result."""
+
+    def __init__(self, typing_context: Any, target_context: Any, _: None, *rest: Any) -> None:
+        library = _Inlined(target_context.codegen(), "inlined")
+        super().__init__(typing_context, target_context, library, *rest)
+
+
 # Inlined, since a call with eight arrays hands over sixty words; without wrappers, since Python never calls it.
-_INSIDE = {"nogil": True, "error_model": "numpy", "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INSIDE = {
+    "nogil": True,
+    "error_model": "numpy",
+    "forceinline": True,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": _InlineCompiler,
+}
 
 
 def helper(function: F) -> F:

@@ -47,7 +47,7 @@ from keepnorm.kernels.scalars import (
     set_states,
     store,
 )
-from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, is_group, is_large, write
+from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, gathered, is_group, is_large, place, put
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
@@ -96,13 +96,6 @@ def scale_row(x, y, mean, scale, shift):
         store(y, i, deviation(x[i], mean[i]) * scale[i] + shift[i])
 
 
-@exact
-def scale_strided(x, x0, x_step, y, y0, y_step, mean, scale, shift):
-    """The same for a row with steps."""
-    for i in range(mean.size):
-        store(y, y0 + i * y_step, deviation(x[x0 + i * x_step], mean[i]) * scale[i] + shift[i])
-
-
 @helper
 def add_block(x, plan, outer, start, b, width, sums, buffer):
     """Sum the rows of block b into the lanes; `width` lanes are one step of the inner axis."""
@@ -127,12 +120,7 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
         while i < i1:
             n = min(fold, i1 - i) * width
             origin = first + i * step
-            if lane == 1:
-                add_row(x[origin : origin + n], shift[:n], s[:n], q[:n])
-            else:
-                for j in range(n):
-                    buffer[j] = x[origin + j * lane]
-                add_row(buffer[:n], shift[:n], s[:n], q[:n])
+            add_row(gathered(x, origin, lane, n, buffer), shift[:n], s[:n], q[:n])
             i += fold
 
 
@@ -229,7 +217,7 @@ def set_affine(plan, cell, a, cells, state, weight, bias, lanes):
 
 
 @helper
-def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, line, behind):
+def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, buffer, line, behind):
     """The affine step on block b of neighbouring cells, whose mean and scale `set_lanes` has spread."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
@@ -240,7 +228,6 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
     mean = lanes[LANE_MEAN, :full]
     scale = lanes[LANE_SCALE, :full]
     shift = lanes[LANE_SHIFT, :full]
-    contiguous = plan[LANE_X] == 1 and plan[LANE_Y] == 1
     last = -1
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
@@ -257,13 +244,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             yi = y0 + i * y_step
             if behind:
                 ask_ahead(x, xi + n, 0, 1, n)
-            if contiguous and line.size >= n:
-                scale_row(x[xi : xi + n], line[:n], mean[:n], scale[:n], shift[:n])
-                write(line, y, yi, n)
-            elif contiguous:
-                scale_row(x[xi : xi + n], y[yi : yi + n], mean[:n], scale[:n], shift[:n])
-            else:
-                scale_strided(x, xi, plan[LANE_X], y, yi, plan[LANE_Y], mean[:n], scale[:n], shift[:n])
+            source = gathered(x, xi, plan[LANE_X], n, buffer)
+            scale_row(source, place(line, y, yi, n), mean[:n], scale[:n], shift[:n])
+            put(line, y, yi, plan[LANE_Y], n)
             i += fold
 
 
@@ -300,8 +283,8 @@ def tasks(
     full = plan[FOLD] * plan[CHUNK] * short
     sums_memory = np.empty(scratch(3, full))
     lanes_memory = np.empty(scratch(3, full))
-    buffer_memory = np.empty(1 if plan[LANE_X] == 1 else full, x.dtype)
-    line_memory = np.empty(full if is_large(y, STREAM) else 0, y.dtype)
+    buffer_memory = np.empty(0 if plan[LANE_X] == 1 else full, x.dtype)
+    line_memory = np.empty(full if plan[LANE_Y] != 1 or is_large(y, STREAM) else 0, y.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
     sums = aligned(sums_memory, 3, full)
     lanes = aligned(lanes_memory, 3, full)
@@ -337,7 +320,7 @@ def tasks(
                 set_lanes(plan, cell, cells, state, lanes)
                 before = group
             for b in range(b0, b1):
-                apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, line, behind)
+                apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, buffer, line, behind)
     finish()
     keep_alive(sums_memory)
     keep_alive(lanes_memory)

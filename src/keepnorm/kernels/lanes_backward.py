@@ -43,7 +43,7 @@ from keepnorm.kernels.scalars import (
     scratch,
     store,
 )
-from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, is_group, is_large, write
+from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, is_group, is_large, place, put
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 MEAN, LOW, RSTD, SUM, PRODUCT, SCALE, SLOPE, LEVEL = range(8)
@@ -231,17 +231,11 @@ def block_gradient(
             if behind:
                 ask_ahead(x, xi + n, 0, 1, n)
                 ask_ahead(dy, zi + n, 0, 1, n)
-            if line.size >= n:
-                gradient_row(
-                    x[xi : xi + n], line[:n], dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
-                    lanes[SCALE, :n], lanes[SLOPE, :n], lanes[LEVEL, :n],
-                )  # fmt: skip
-                write(line, dx, yi, n)
-            else:
-                gradient_row(
-                    x[xi : xi + n], dx[yi : yi + n], dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
-                    lanes[SCALE, :n], lanes[SLOPE, :n], lanes[LEVEL, :n],
-                )  # fmt: skip
+            gradient_row(
+                x[xi : xi + n], place(line, dx, yi, n), dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
+                lanes[SCALE, :n], lanes[SLOPE, :n], lanes[LEVEL, :n],
+            )  # fmt: skip
+            put(line, dx, yi, 1, n)
             i += fold
 
 

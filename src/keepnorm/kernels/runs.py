@@ -40,7 +40,7 @@ from keepnorm.kernels.scalars import (
     set_state,
     store,
 )
-from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, is_group, is_large, write
+from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, gathered, is_group, is_large, place, put
 
 
 @helper
@@ -63,24 +63,10 @@ def scale_run(x, y, mean, scale, shift):
 
 
 @exact
-def scale_strided(x, x0, x_step, y, y0, y_step, n, mean, scale, shift):
-    """The same for a run with steps."""
-    for i in range(n):
-        store(y, y0 + i * y_step, deviation(x[x0 + i * x_step], mean) * scale + shift)
-
-
-@exact
 def scale_run_affine(x, y, mean, low, scale, weight, bias):
     """Normalise a contiguous run whose values each have their own weight and bias."""
     for i in range(x.size):
         store(y, i, centred(x[i], mean, low) * scale * weight[i] + bias[i])
-
-
-@exact
-def scale_strided_affine(x, x0, x_step, y, y0, y_step, n, mean, low, scale, weight, bias, a):
-    """The same for a run with steps, whose affine parameters begin at index `a`."""
-    for i in range(n):
-        store(y, y0 + i * y_step, centred(x[x0 + i * x_step], mean, low) * scale * weight[a + i] + bias[a + i])
 
 
 @helper
@@ -95,12 +81,7 @@ def block(x, plan, outer, start, b, part, buffer):
         q = 0.0
         for p in range(p0, p1):
             first = start + offset(outer, p, X) + i0 * step
-            if step == 1:
-                ds, dq = sums(x[first : first + i1 - i0], shift)
-            else:
-                for i in range(i1 - i0):
-                    buffer[i] = x[first + i * step]
-                ds, dq = sums(buffer[: i1 - i0], shift)
+            ds, dq = sums(gathered(x, first, step, i1 - i0, buffer), shift)
             s += ds
             q += dq
         again = set_state(part, 0, np.float64((p1 - p0) * (i1 - i0)), shift, s, q)
@@ -110,37 +91,31 @@ def block(x, plan, outer, start, b, part, buffer):
 
 
 @helper
-def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, line, behind):
+def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, buffer, line, behind):
     """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of a cell."""
     home = offset(kept, cell, CELL)
     mean, low, scale = state[MEAN, home], state[LOW, home], state[SCALE, home]
+    x_start = plan[BASE_X] + offset(kept, cell, X) + i0 * plan[INNER_X]
+    y_start = plan[BASE_Y] + offset(kept, cell, Y) + i0 * plan[INNER_Y]
+    affine_start = offset(kept, cell, AFFINE) + i0 * plan[INNER_AFFINE]
     n = i1 - i0
-    x_start = plan[BASE_X] + offset(kept, cell, X)
-    y_start = plan[BASE_Y] + offset(kept, cell, Y)
-    affine_start = offset(kept, cell, AFFINE)
-    x_step = plan[INNER_X]
-    y_step = plan[INNER_Y]
+    piece = n if line.size == 0 and plan[INNER_X] == 1 else LINE
     for p in range(p0, p1):
-        x0 = x_start + offset(outer, p, X) + i0 * x_step
-        y0 = y_start + offset(outer, p, Y) + i0 * y_step
-        if behind:
-            ask_ahead(x, x0 + n, 0, 1, n)
+        x0 = x_start + offset(outer, p, X)
+        y0 = y_start + offset(outer, p, Y)
         a = affine_start + offset(outer, p, AFFINE)
         w = scale * weight[a]
-        contiguous = x_step == 1 and y_step == 1
-        if plan[INNER_AFFINE] == 0 and contiguous and line.size:
-            for i in range(0, n, LINE):
-                m = min(LINE, n - i)
-                scale_run(x[x0 + i : x0 + i + m], line[:m], mean, w, bias[a] - low * w)
-                write(line, y, y0 + i, m)
-        elif plan[INNER_AFFINE] == 0 and contiguous:
-            scale_run(x[x0 : x0 + n], y[y0 : y0 + n], mean, w, bias[a] - low * w)
-        elif plan[INNER_AFFINE] == 0:
-            scale_strided(x, x0, x_step, y, y0, y_step, n, mean, w, bias[a] - low * w)
-        elif contiguous:
-            scale_run_affine(x[x0 : x0 + n], y[y0 : y0 + n], mean, low, scale, weight[a + i0 : a + i1], bias[a + i0 : a + i1])
-        else:
-            scale_strided_affine(x, x0, x_step, y, y0, y_step, n, mean, low, scale, weight, bias, a + i0)
+        if behind:
+            ask_ahead(x, x0 + n, 0, 1, n)
+        for i in range(0, n, piece):
+            m = min(piece, n - i)
+            source = gathered(x, x0 + i * plan[INNER_X], plan[INNER_X], m, buffer)
+            target = place(line, y, y0 + i, m)
+            if plan[INNER_AFFINE] == 0:
+                scale_run(source, target, mean, w, bias[a] - low * w)
+            else:
+                scale_run_affine(source, target, mean, low, scale, weight[a + i : a + i + m], bias[a + i : a + i + m])
+            put(line, y, y0 + i * plan[INNER_Y], plan[INNER_Y], m)
 
 
 @entry()
@@ -177,9 +152,9 @@ def tasks(
     bias = borrow(bias)
     blocks = plan[BLOCKS]
     behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
-    buffer_memory = np.empty(1 if plan[INNER_X] == 1 else block_bounds(plan, 0)[3], x.dtype)
+    buffer_memory = np.empty(0 if plan[INNER_X] == 1 else max(LINE, plan[ROWS]), x.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, 1))
-    line_memory = np.empty(LINE if is_large(y, STREAM) else 0, y.dtype)
+    line_memory = np.empty(LINE if plan[INNER_Y] != 1 or is_large(y, STREAM) else 0, y.dtype)
     buffer = borrow(buffer_memory)
     line = borrow(line_memory)
     states = part if stage < 2 else borrow(own_memory)
@@ -206,7 +181,7 @@ def tasks(
         if stage != 0 and stage != 2:
             set_centers(state, offset(kept, cell, CELL), 1, eps, center, is_narrow(y))
         if stage == 2 or stage == 4:
-            apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, line, behind)
+            apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, buffer, line, behind)
     finish()
     keep_alive(buffer_memory)
     keep_alive(line_memory)

@@ -31,7 +31,7 @@ from keepnorm.kernels.scalars import (
     offset,
     store,
 )
-from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, is_group, is_large, write
+from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, is_group, is_large, place, put
 
 
 @helper
@@ -110,6 +110,7 @@ def block_gradient(
     """dx of block b of a cell; `through` tells whether the moments depend on x."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     width = i1 - i0
+    piece = width if line.size == 0 else LINE
     slope = -q * scale * scale * scale / n if through else 0.0
     level = -s * scale / n if through and center else 0.0
     for p in range(p0, p1):
@@ -120,21 +121,19 @@ def block_gradient(
         if behind:
             ask_ahead(x, x0 + width, 0, 1, width)
             ask_ahead(dy, z0 + width, 0, 1, width)
-        here = x[x0 : x0 + width]
-        there = dx[y0 : y0 + width]
-        given = dy[z0 : z0 + width]
-        if plan[INNER_AFFINE] and inside:
-            gradient_run_affine(here, there, given, mean, low, weight[a + i0 : a + i1], scale, slope, level)
-            continue
         w = weight[a]
         own = 1.0 if inside else w  # inside cells the sums hold the weights already
-        if line.size == 0:
-            gradient_run(here, there, given, mean, low, scale * w, slope * own, level * own)
-            continue
-        for i in range(0, width, LINE):
-            m = min(LINE, width - i)
-            gradient_run(here[i : i + m], line[:m], given[i : i + m], mean, low, scale * w, slope * own, level * own)
-            write(line, dx, y0 + i, m)
+        for i in range(0, width, piece):
+            m = min(piece, width - i)
+            here = x[x0 + i : x0 + i + m]
+            given = dy[z0 + i : z0 + i + m]
+            there = place(line, dx, y0 + i, m)
+            if plan[INNER_AFFINE] and inside:
+                own_weights = weight[a + i0 + i : a + i0 + i + m]
+                gradient_run_affine(here, there, given, mean, low, own_weights, scale, slope, level)
+            else:
+                gradient_run(here, there, given, mean, low, scale * w, slope * own, level * own)
+            put(line, dx, y0 + i, 1, m)
 
 
 @entry()

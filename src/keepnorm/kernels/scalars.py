@@ -213,7 +213,7 @@ def _anchor(value):
 
     def finite(value):
         k = difference(value, 0.0)
-        return k if np.isfinite(k) else 0.0
+        return k if -np.inf < k < np.inf else 0.0
 
     return finite
 
@@ -322,21 +322,20 @@ def set_states(part, cells, n, s, q):
 @exact
 def merge_state(a, b, k):
     """Merge cell k of state b into state a: the formula of moments.py, for scalars."""
+    n1 = a[N, k]
     n2 = b[N, k]
     if n2 == 0.0:
         return
-    n1 = a[N, k]
-    if n1 == 0.0:
-        a[N, k], a[K, k], a[DELTA, k], a[M2, k] = n2, b[K, k], b[DELTA, k], b[M2, k]
-        return
+    shift, delta, m2 = b[K, k], b[DELTA, k], b[M2, k]
     n = n1 + n2
-    d = (b[K, k] - a[K, k]) + (b[DELTA, k] - a[DELTA, k])
-    if np.isfinite(d):
-        a[DELTA, k] += d * (n2 / n)
-    else:
-        a[DELTA, k] += b[DELTA, k] + (b[K, k] - a[K, k])
-    a[M2, k] += b[M2, k] + d * d * (n1 / n * n2)
-    a[N, k] = n
+    if n1 > 0.0:
+        apart = shift - a[K, k]
+        d = apart + (delta - a[DELTA, k])
+        finite = -np.inf < d < np.inf
+        shift = a[K, k]
+        m2 = a[M2, k] + (m2 + d * d * (n1 / n * n2))
+        delta = a[DELTA, k] + (d * (n2 / n) if finite else delta + apart)
+    a[N, k], a[K, k], a[DELTA, k], a[M2, k] = n, shift, delta, m2
 
 
 @exact
@@ -380,7 +379,7 @@ def center_and_scale(state, cell, eps, center, narrow):
     mean = state[K, cell] + state[DELTA, cell]
     low = (state[K, cell] - mean) + state[DELTA, cell]
     # Without centring an infinite value makes the mean square infinite, though the variance has no number.
-    square = np.inf if np.isinf(mean) else var + mean * mean
+    square = np.inf if abs(mean) == np.inf else var + mean * mean
     scale = 1.0 / np.sqrt((var if center else square) + eps)
     c = scale * 33554433.0  # 2^25 + 1: Veltkamp's split
     short = c - (c - scale)

@@ -77,20 +77,6 @@ def _stream(typing, source, i, target, j):
 
 
 @intrinsic
-def _copy(typing, source, i, target, j, n):
-    """Copy n values as they are."""
-
-    def generate(context, builder, signature, arguments):
-        here = _address(context, builder, signature.args[0], *arguments[:2])
-        there = _address(context, builder, signature.args[2], *arguments[2:4])
-        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
-        cgutils.raw_memcpy(builder, there, here, arguments[4], size)
-        return context.get_dummy_value()
-
-    return types.none(source, types.intp, target, types.intp, types.intp), generate
-
-
-@intrinsic
 def finish(typing):
     """Let other threads see what was written past the caches."""
 
@@ -112,19 +98,35 @@ def ask_ahead(x, first, step, rows, n):
 
 
 @exact
-def write(line, y, start, n):
-    """Copy the first n values of a line to y[start:], past the caches."""
+def gathered(x, start, step, n, buffer):
+    """n values of x side by side: where they lie, or in the buffer."""
+    if step == 1:
+        return x[start : start + n]
+    for i in range(n):
+        buffer[i] = x[start + i * step]
+    return buffer[:n]
+
+
+@exact
+def place(line, y, start, n):
+    """Where n results are made: in y itself, or, where a line is needed on the way, in that."""
+    return y[start : start + n] if line.size == 0 else line[:n]
+
+
+@exact
+def put(line, y, start, step, n):
+    """Bring the results that `place` gave a line for to y[start:]: past the caches if they lie side by side."""
+    if line.size == 0:
+        return
     size = _itemsize(y)
-    head = min((-(y.ctypes.data + start * size) % _CACHE_LINE) // size, n)
-    step = _CACHE_LINE // size
-    i = head
-    while i + step <= n:
-        _stream(line, i, y, start + i)
-        i += step
+    head = min((-(y.ctypes.data + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
     for k in range(head):
-        _copy(line, k, y, start + k, 1)
-    for k in range(i, n):
-        _copy(line, k, y, start + k, 1)
+        y[start + k * step] = line[k]
+    while head + _CACHE_LINE // size <= n:
+        _stream(line, head, y, start + head)
+        head += _CACHE_LINE // size
+    for k in range(head, n):
+        y[start + k] = line[k]
 
 
 @exact
