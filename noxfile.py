@@ -1,5 +1,6 @@
 """Every check of keepnorm, one session each: `nox -l` is the manual, `nox` runs what is not marked as extra."""
 
+import sys
 from pathlib import Path
 
 import nox
@@ -43,6 +44,16 @@ def tests(session: nox.Session) -> None:
     """The test suite on NumPy and array-api-strict; tests of other libraries skip here and run in `backends`."""
     install(session, "test", extras="demo")
     pytest(session)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The kernels on the oldest versions of the dependencies that pyproject.toml admits."""
+    if sys.version_info >= (3, 14):
+        session.skip("the oldest Numba has no wheels for this Python: run nox on 3.11 to 3.13")
+    oldest = [f"{name.replace('>=', '==')}.*" for name in PYPROJECT["project"]["dependencies"]]
+    session.install("--editable", ".", *oldest, *nox.project.dependency_groups(PYPROJECT, "test"))
+    pytest(session, *(f"tests/test_{name}.py" for name in ("moments", "gradients", "bits", "cache", "traffic")))
 
 
 @nox.session

@@ -149,7 +149,7 @@ class _Entries(CompileResultCacheImpl):  # type: ignore[misc]
         from numba.core import config
 
         # NUMBA_CACHE_LOCATOR_CLASSES would replace the locator, and with it the promise to be quiet.
-        chosen, config.CACHE_LOCATOR_CLASSES = config.CACHE_LOCATOR_CLASSES, ""
+        chosen, config.CACHE_LOCATOR_CLASSES = getattr(config, "CACHE_LOCATOR_CLASSES", ""), ""  # none before Numba 0.62
         try:
             super().__init__(function)
         finally:
