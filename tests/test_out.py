@@ -139,3 +139,25 @@ def test_a_fresh_result_has_the_layout_of_x(rng, layout):
     assert y.flags.writeable
     assert y.flags.owndata or y.base is not x
     assert y.strides == np.empty_like(x).strides
+
+
+def test_parameters_that_lie_in_the_output_are_read_before_it_is_written():
+    memory = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32)
+    weight, bias = memory[0], memory[3]
+    expected = kn.layer_norm(x, weight.copy(), bias.copy(), axes=1)
+    assert kn.layer_norm(x, weight, bias, axes=1, out=memory) is memory
+    assert memory.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("given", ["weight", "bias", "both"])
+def test_parameters_of_every_dtype_give_the_bits_of_float64(given, dtype):
+    x = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    weight, bias = (np.random.default_rng(2).standard_normal((2, 64)) * 9).astype(dtype)
+    weight, bias = (None if given == "bias" else weight), (None if given == "weight" else bias)
+    wide = [None if a is None else a.astype(np.float64) for a in (weight, bias)]
+    for axes in (1, 0):
+        part = [None if a is None else (a if axes == 1 else a[:5]) for a in (weight, bias)]
+        wider = [None if a is None else (a if axes == 1 else a[:5]) for a in wide]
+        assert kn.layer_norm(x, *part, axes=axes).tobytes() == kn.layer_norm(x, *wider, axes=axes).tobytes()

@@ -83,8 +83,16 @@ def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def dtype_name(dtype: Any) -> str:
     """``float32`` for NumPy's, PyTorch's and every array API library's float32, whatever its byte order."""
+    if isinstance(dtype, np.dtype):
+        return _numpy_name(dtype)
     name: str | None = getattr(dtype, "name", None)
     return name if name is not None else str(dtype).rpartition(".")[2]
+
+
+@cache
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    """NumPy puts the name together at every question."""
+    return dtype.name
 
 
 def _find(x: Any) -> str:

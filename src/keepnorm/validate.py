@@ -164,7 +164,7 @@ def output(out: Any, known: Call) -> Any:
         raise TypeError(f"out= needs an array that can be written to, and none of {known.name} can; got {type(out).__name__}")
     if type(out) is not known.kind and _of_library(out, "out", known) is not out:
         raise TypeError(f"out must be an array of the library of x, {_library(known.kind)}; got {_library(type(out))}")
-    if tuple(out.shape) != known.shape:
+    if out.shape != known.shape and tuple(out.shape) != known.shape:
         raise ValueError(f"out must have the shape of x, {known.shape}; got {tuple(out.shape)}")
     if dispatch.dtype_name(out.dtype) != known.result:
         raise TypeError(f"out must have dtype {known.result}, the result's; got {dispatch.dtype_name(out.dtype)}")
@@ -172,7 +172,7 @@ def output(out: Any, known: Call) -> Any:
     if flags is not None and not getattr(flags, "writeable", True):
         raise ValueError(f"out must be writable; got a read-only array of shape {tuple(out.shape)}")
     strides = getattr(out, "strides", None) or ()
-    if any(step == 0 and n > 1 for step, n in zip(strides, known.shape, strict=False)):
+    if 0 in strides and any(step == 0 and n > 1 for step, n in zip(strides, known.shape, strict=False)):
         raise ValueError(f"out must have a place of its own for every value; got the strides {strides}")
     return out
 

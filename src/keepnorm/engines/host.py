@@ -1,13 +1,13 @@
 """NumPy arrays through the CPU kernels."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import STATE_ROWS, UNIT, Walk, flat, parameters, plain, readable, state_of, walk
+from keepnorm.engines.memory import STATE_ROWS, UNIT, Walk, apart, flat, parameters_for, plain, readable, state_of, walk
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import SERIAL, threads_for
 from keepnorm.moments import Moments
@@ -19,6 +19,7 @@ STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
 
 _NO_PART = np.empty((1, 4, 1))
 _NO_OUTPUT = np.empty(1, np.float32)
+_SINGLE = np.dtype(np.float32)
 
 
 def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
@@ -31,8 +32,8 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     if x.size == 0:
         return _no_data(x, axes)
     steps = walk(plain(axes), (x,))
-    state = np.empty((STATE_ROWS, steps.plan.cells))
-    _reduce((flat(x), _NO_OUTPUT, steps, state, *UNIT, 0.0, True), threads_for(x.size))
+    state = np.empty((STATE_ROWS, steps.cells))
+    _reduce(steps, _arguments(flat(x), _NO_OUTPUT, steps, state, UNIT, 0.0, True), threads_for(x.size))
     return _to_moments(state, steps, axes, x.dtype)
 
 
@@ -42,9 +43,10 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
     x = readable(x)
     if x.size:
         steps = walk(axes, (x, target))
-        state = np.zeros((STATE_ROWS, steps.plan.cells))
+        state = np.zeros((STATE_ROWS, steps.cells))
         state[0] = state[3] = 1.0
-        _apply_given((flat(x), flat(target), steps, state, *parameters(steps, scale, shift), 0.0, True), threads_for(x.size))
+        parameters = parameters_for(steps, scale, shift, target, out is None)
+        _apply_given(steps, _arguments(flat(x), flat(target), steps, state, parameters, 0.0, True), threads_for(x.size))
     return _finish(result, target)
 
 
@@ -63,7 +65,7 @@ def normalize(
     result, target = _outputs(x, out)
     x = readable(x)
     if x.size:
-        _normalize(x, target, axes, weight, bias, eps, center, moments, where)
+        _normalize(x, target, axes, weight, bias, eps, center, moments, where, out is None)
     return _finish(result, target)
 
 
@@ -73,8 +75,10 @@ def normalize_with_moments(
     """The normalised array and the moments that normalised it."""
     result, target = _outputs(x, None)
     x = readable(x)
-    used = _normalize(x, target, axes, weight, bias, eps, True, None, where) if x.size else partial(_no_data, x, axes)
-    return result, used()
+    if not x.size:
+        return result, _no_data(x, axes)
+    used = _normalize(x, target, axes, weight, bias, eps, True, None, where)
+    return result, _moments_of(used, axes, x.dtype)
 
 
 def normalize_vjp(
@@ -92,8 +96,11 @@ def normalize_vjp(
 
     result, target = _outputs(x, None)
     x = readable(x)
-    used = _normalize(x, target, axes, weight, bias, eps, center, moments, where) if x.size else partial(_no_data, x, axes)
-    return result, vjp(x, axes, weight, bias, eps, center, used(), where, moments is None)
+    through = moments is None
+    if x.size:
+        used = _normalize(x, target, axes, weight, bias, eps, center, moments, where)
+        moments = _moments_of(used, axes, x.dtype)
+    return result, vjp(x, axes, weight, bias, eps, center, moments or _no_data(x, axes), where, through)
 
 
 def _normalize(
@@ -106,56 +113,66 @@ def _normalize(
     center: bool,
     given: Moments | None,
     where: Array | None,
-) -> Callable[[], Moments]:
-    """Write y; give back how to make the moments that were used, since making them takes longer than a small kernel."""
+    new: bool = True,
+) -> Moments | tuple[Walk, Array]:
+    """Write y, and give back the moments that were used: those given, or the plan and the states of its cells.
+
+    `new` tells that y has been made for this call, and is nobody's memory yet.
+    """
     steps = walk(axes if weight is not None or bias is not None else plain(axes), (x, y))
-    w, b = parameters(steps, weight, bias)
+    parameters = parameters_for(steps, weight, bias, y, new)
     if given is None and where is not None:
         given = moments(x, axes, where)
-    if given is not None:
-        _apply_given((flat(x), flat(y), steps, state_of(given, steps), w, b, eps, center), threads_for(x.size))
-        return lambda: given
-    state = np.empty((STATE_ROWS, steps.plan.cells))
-    arguments = (flat(x), flat(y), steps, state, w, b, eps, center)
     threads = threads_for(x.size)
-    if steps.plan.fused and steps.groups >= threads:
+    if given is not None:
+        state = state_of(given, steps)
+        _apply_given(steps, _arguments(flat(x), flat(y), steps, state, parameters, eps, center), threads)
+        return given
+    state = np.empty((STATE_ROWS, steps.cells))
+    arguments = _arguments(flat(x), flat(y), steps, state, parameters, eps, center)
+    if steps.fused and steps.groups >= threads:
         # Each group of cells meets the cache for its affine step.
-        _run(FORWARD, steps.groups, _NO_PART, arguments, threads)
+        _run(steps, threads, steps.groups, FORWARD, arguments)
     else:
-        _reduce(arguments, threads)
-        _apply(arguments, threads)
-    return partial(_to_moments, state, steps, axes, x.dtype)
+        _reduce(steps, arguments, threads)
+        _apply(steps, arguments, threads)
+    return steps, state
 
 
-def _reduce(arguments: tuple[Any, ...], threads: int) -> None:
+def _arguments(
+    x: Array, y: Array, steps: Walk, state: Array, parameters: tuple[Array, Array], eps: float, center: bool
+) -> tuple[Any, ...]:
+    """What the kernels take after their tasks."""
+    return (x, y, steps.integers, steps.kept, steps.outer, _NO_PART, state, *parameters, eps, center)
+
+
+def _reduce(steps: Walk, arguments: tuple[Any, ...], threads: int) -> None:
     """Fill the state: cell by cell where there are enough cells for all threads, else block by block."""
-    steps = arguments[2]
-    plan, groups = steps.plan, steps.groups
-    if threads == 1 or plan.blocks == 1 or groups >= 4 * threads:
-        _run(MOMENTS, groups, _NO_PART, arguments, threads)
+    groups, blocks = steps.groups, steps.plan.blocks
+    if threads == 1 or blocks == 1 or groups >= 4 * threads:
+        _run(steps, threads, groups, MOMENTS, arguments)
         return
-    part = np.empty((groups * plan.blocks, 4, plan.chunk))
-    _run(STATES, groups * plan.blocks, part, arguments, threads)
-    _run(MERGE, groups, part, arguments, threads if plan.cells * plan.blocks > SERIAL // 16 else 1)
+    part = np.empty((groups * blocks, 4, steps.plan.chunk))
+    arguments = (*arguments[:5], part, *arguments[6:])
+    _run(steps, threads, groups * blocks, STATES, arguments)
+    _run(steps, threads if steps.cells * blocks > SERIAL // 16 else 1, groups, MERGE, arguments)
 
 
-def _apply_given(arguments: tuple[Any, ...], threads: int) -> None:
+def _apply_given(steps: Walk, arguments: tuple[Any, ...], threads: int) -> None:
     """The affine step with states that no reduction has written."""
-    _run(CENTERS, arguments[2].groups, _NO_PART, arguments, 1)
-    _apply(arguments, threads)
+    _run(steps, 1, steps.groups, CENTERS, arguments)
+    _apply(steps, arguments, threads)
 
 
-def _apply(arguments: tuple[Any, ...], threads: int) -> None:
-    steps = arguments[2]
+def _apply(steps: Walk, arguments: tuple[Any, ...], threads: int) -> None:
     plan = steps.plan
     tasks = steps.groups * (plan.blocks if plan.lanes else plan.positions * plan.pieces)
-    _run(APPLY, tasks, _NO_PART, arguments, threads)
+    _run(steps, threads, tasks, APPLY, arguments)
 
 
-def _run(stage: int, count: int, part: Array, arguments: tuple[Any, ...], threads: int) -> None:
+def _run(steps: Walk, threads: int, count: int, stage: int, arguments: tuple[Any, ...]) -> None:
     """Run the tasks of one stage."""
-    x, y, steps, *rest = arguments
-    _launch()(steps.family, min(threads, count), count, stage, x, y, steps.integers, steps.kept, steps.outer, part, *rest)
+    _launch()(steps.family, threads if threads < count else count, count, stage, *arguments)
 
 
 @cache
@@ -164,6 +181,10 @@ def _launch() -> Callable[..., None]:
     from keepnorm.kernels.launch import run
 
     return run
+
+
+def _moments_of(used: Moments | tuple[Walk, Array], axes: Axes, dtype: np.dtype[Any]) -> Moments:
+    return used if isinstance(used, Moments) else _to_moments(used[1], used[0], axes, dtype)
 
 
 def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: np.dtype[Any]) -> Moments:
@@ -181,9 +202,10 @@ def _no_data(x: Array, axes: Axes) -> Moments:
 def _outputs(x: Array, out: Array | None) -> tuple[Array, Array]:
     """What is handed back and what the kernels write: another array where `out` overlaps x in a different layout."""
     if out is None:
-        result = np.empty_like(x, dtype=_result_dtype(x.dtype), subok=False)
+        dtype = x.dtype
+        result = np.empty_like(x, dtype if dtype is _SINGLE else _result_dtype(dtype), subok=False)
         return result, result
-    if readable(out) is out and (not np.may_share_memory(x, out) or _same_memory(x, out)):
+    if readable(out) is out and (apart(x, out) or not np.may_share_memory(x, out) or _same_memory(x, out)):
         return out, out
     return out, np.empty_like(x, dtype=out.dtype.newbyteorder("="), subok=False)
 

@@ -16,8 +16,12 @@ Array = np.ndarray[Any, Any]
 # Rows of the states of all cells: (n, K, delta, M2), and what the kernels work out of them.
 STATE_ROWS = 7
 
-# The parameters of an affine step without weight and bias.
-UNIT = (np.ones(1), np.zeros(1))
+# The parameters of an affine step without weight and bias; float32, as weights of narrow data are, for the same kernels.
+UNIT = (np.ones(1, np.float32), np.zeros(1, np.float32))
+_WIDE_UNIT = (np.ones(1), np.zeros(1))
+
+_SINGLE = np.dtype(np.float32)
+_DOUBLE = np.dtype(np.float64)
 
 
 class Walk(NamedTuple):
@@ -31,6 +35,8 @@ class Walk(NamedTuple):
     affine_in_order: bool
     family: str  # of kernels
     groups: int  # of cells that one task takes together
+    cells: int
+    fused: bool
 
     def to_cells(self, values: Array, axes: Axes) -> Array:
         """Values of the plan's cells, as an array of the kept shape."""
@@ -152,7 +158,18 @@ def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) -> Walk:
     )
     family, groups = "lanes" if plan.lanes else "runs", plan.cells_outside * plan.chunks
     kept, outer = (np.array(table, np.int64).reshape(len(table), 7) for table in (plan.kept, plan.outer))
-    return Walk(plan, integers, kept, outer, _in_order(plan.cell_order), _in_order(plan.affine_order), family, groups)
+    return Walk(
+        plan,
+        integers,
+        kept,
+        outer,
+        _in_order(plan.cell_order),
+        _in_order(plan.affine_order),
+        family,
+        groups,
+        plan.cells,
+        plan.fused,
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -199,16 +216,38 @@ def _flatten(values: Array, order: tuple[tuple[int, bool], ...]) -> Array:
 def parameters(steps: Walk, weight: Array | None, bias: Array | None) -> tuple[Array, Array]:
     """Weight and bias as flat float64 in the order of the plan; 1 and 0 for what is not given."""
     if weight is None and bias is None:
-        return UNIT
+        return _WIDE_UNIT
     w = None if weight is None else steps.from_affine(weight)
     b = np.zeros_like(w) if bias is None else steps.from_affine(bias)
     return np.ones_like(b) if w is None else w, b
 
 
+def parameters_for(steps: Walk, weight: Array | None, bias: Array | None, y: Array, new: bool) -> tuple[Array, Array]:
+    """The same for kernels that widen float32 and write y: such parameters are not copied, unless y may be their memory."""
+    if y.dtype is not _DOUBLE:
+        if weight is None and bias is None:
+            return UNIT
+        w, b = (UNIT[0] if weight is None else weight), (UNIT[1] if bias is None else bias)
+        if steps.affine_in_order and _is_plain(w) and _is_plain(b) and (new or (apart(w, y) and apart(b, y))):
+            w = w.reshape(-1) if w is not UNIT[0] else np.ones(b.size, _SINGLE)
+            return w, b.reshape(-1) if b is not UNIT[1] else np.zeros(w.size, _SINGLE)
+    return parameters(steps, weight, bias)
+
+
+def apart(a: Array, b: Array) -> bool:
+    """Whether two arrays surely share no memory, since each has its own: what can be told at once."""
+    return a is not b and a.flags.owndata and b.flags.owndata
+
+
+def _is_plain(values: Array) -> bool:
+    """Whether values are float32, in order, aligned, and not marked as read-only: of the one type the kernels know."""
+    return values.dtype is _SINGLE and values.flags.carray
+
+
 def state_of(moments: Moments, steps: Walk) -> Array:
     """Moments as a state of the kernels; without a count, M2 holds the variance itself."""
     count = 1 if moments.count is None else moments.count
-    state = np.empty((STATE_ROWS, steps.plan.cells))
+    state = np.empty((STATE_ROWS, steps.cells))
     state[0] = count if isinstance(count, int) else steps.from_cells(count)
     for row, values in zip(state[1:4], (moments.shift, moments.delta, moments.m2), strict=True):
         row[:] = steps.from_cells(values)

@@ -46,6 +46,7 @@ from keepnorm.kernels.scalars import (
     set_centers,
     set_states,
     store,
+    widened,
 )
 from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, gathered, is_group, is_large, place, put
 
@@ -275,8 +276,10 @@ def tasks(
     outer = borrow(outer)
     part = borrow(part)
     state = borrow(state)
-    weight = borrow(weight)
-    bias = borrow(bias)
+    weight_memory = widened(weight)
+    bias_memory = widened(bias)
+    weight = borrow(weight_memory)
+    bias = borrow(bias_memory)
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
@@ -322,6 +325,8 @@ def tasks(
             for b in range(b0, b1):
                 apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, buffer, line, behind)
     finish()
+    keep_alive(weight_memory)
+    keep_alive(bias_memory)
     keep_alive(sums_memory)
     keep_alive(lanes_memory)
     keep_alive(buffer_memory)

@@ -7,6 +7,7 @@ from typing import Any
 from numba import prange, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy import ndarray
 
 from keepnorm.kernels.cache import entry
 
@@ -36,7 +37,7 @@ def run(family, threads, count, stage, *arguments):
     if threads == 1:
         tasks(stage, 0, count, *arguments)
         return
-    key = (family, arguments[0].dtype, arguments[1].dtype)
+    key = (family, *(a.dtype for a in arguments if type(a) is ndarray))
     address = _addresses.get(key)
     if address is None:
         address = _addresses[key] = _address(tasks, (stage, 0, count, *arguments))

@@ -39,6 +39,7 @@ from keepnorm.kernels.scalars import (
     set_centers,
     set_state,
     store,
+    widened,
 )
 from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, gathered, is_group, is_large, place, put
 
@@ -148,8 +149,10 @@ def tasks(
     outer = borrow(outer)
     part = borrow(part)
     state = borrow(state)
-    weight = borrow(weight)
-    bias = borrow(bias)
+    weight_memory = widened(weight)
+    bias_memory = widened(bias)
+    weight = borrow(weight_memory)
+    bias = borrow(bias_memory)
     blocks = plan[BLOCKS]
     behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
     buffer_memory = np.empty(0 if plan[INNER_X] == 1 else max(LINE, plan[ROWS]), x.dtype)
@@ -183,6 +186,8 @@ def tasks(
         if stage == 2 or stage == 4:
             apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, buffer, line, behind)
     finish()
+    keep_alive(weight_memory)
+    keep_alive(bias_memory)
     keep_alive(buffer_memory)
     keep_alive(line_memory)
     keep_alive(own_memory)

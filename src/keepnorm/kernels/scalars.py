@@ -81,6 +81,24 @@ def keep_alive(typing, array):
     return types.none(array), generate
 
 
+def widened(values):
+    """Weights or biases as float64, copied where they are not: inside the kernel that costs less than in Python."""
+
+
+@overload(widened)
+def _widened(values):
+    if values.dtype is types.float64:
+        return lambda values: values
+
+    def copied(values):
+        wide = np.empty(values.size)
+        for i in range(values.size):
+            wide[i] = values[i]
+        return wide
+
+    return copied
+
+
 @exact
 def aligned(memory, rows, width):
     """Part of a flat scratch array as rows that each begin on a cache line; `memory` has `scratch(rows, width)` values."""
