@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
+from keepnorm.axes import resolve
+from keepnorm.engines.memory import parameters_for, walk
 from tests.layouts import LAYOUTS
 
 SHAPE = (4, 6, 5, 3)
@@ -141,10 +143,13 @@ def test_a_fresh_result_has_the_layout_of_x(rng, layout):
     assert y.strides == np.empty_like(x).strides
 
 
-def test_parameters_that_lie_in_the_output_are_read_before_it_is_written():
+def test_parameters_that_lie_in_the_output_are_copied_before_it_is_written():
     memory = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
     x = np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32)
     weight, bias = memory[0], memory[3]
+    steps = walk(resolve(x.shape, 0, 1), (x, memory))
+    for given in ((weight, bias), (None, bias), (weight, None)):
+        assert not any(np.shares_memory(memory, p) for p in parameters_for(steps, *given, memory, False))
     expected = kn.layer_norm(x, weight.copy(), bias.copy(), axes=1)
     assert kn.layer_norm(x, weight, bias, axes=1, out=memory) is memory
     assert memory.tobytes() == expected.tobytes()

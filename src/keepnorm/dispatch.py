@@ -52,6 +52,7 @@ def name_of(x: Any) -> str:
     return name
 
 
+@cache
 def load(name: str) -> ModuleType:
     """The engine of that name; an engine imports its framework only when it is called."""
     return import_module(f"keepnorm.engines.{name}")

@@ -1,12 +1,13 @@
 """The vector-Jacobian product of `normalize` on NumPy arrays."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import Walk, flat, parameters, plain, readable, state_of, walk
+from keepnorm.engines.memory import Walk, flat, parameters, plain, readable, state_of, walk_strides
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import threads_for
 from keepnorm.moments import Moments
@@ -29,18 +30,18 @@ def vjp(
     bias: Array | None,
     eps: float,
     center: bool,
-    moments: Moments,
+    used: Moments | tuple[Walk, Array],
     where: Array | None,
     through: bool,
 ) -> Callable[[Array], Gradients]:
     """What maps dy to the gradients of x, weight and bias.
 
-    `moments` are those that normalised x, `through` tells whether they were its own, so that the gradient flows through
-    them, and `where` which values of x they were taken from.
+    `used` are the moments that normalised x, or a plan and the states of its cells. `through` tells whether they were its
+    own, so that the gradient flows through them, and `where` which values of x they were taken from.
     """
     x = _dense(readable(x))
-    dtype = x.dtype if result_name(x.dtype.name) == x.dtype.name else np.dtype(result_name(x.dtype.name))
-    run = _backward(x, dtype, axes, weight, bias, eps, center, moments) if x.size else None
+    dtype = _result_dtype(x.dtype)
+    run = _backward(x, dtype, axes, weight, bias, eps, center, used) if x.size else None
 
     def pull(dy: Array) -> Gradients:
         dy = np.asarray(dy)
@@ -59,6 +60,12 @@ def vjp(
         return Gradients(dx, _as(dweight, weight), _as(dbias, bias))
 
     return pull
+
+
+@cache
+def _result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    name = result_name(dtype.name)
+    return dtype if name == dtype.name else np.dtype(name)
 
 
 def _dense(x: Array) -> Array:
@@ -86,15 +93,15 @@ def _backward(
     bias: Array | None,
     eps: float,
     center: bool,
-    moments: Moments,
+    used: Moments | tuple[Walk, Array],
 ) -> Callable[[Array, bool], tuple[Array, Array, Array]]:
     """What depends on x alone, ready to take (dy, through) to dx and to the sums for dweight and dbias."""
     given = weight is not None or bias is not None
-    like = np.empty_like(x, dtype=dtype)
-    steps = walk(axes if given else plain(axes), (x, like, like))
+    result = tuple(step // x.itemsize * dtype.itemsize for step in x.strides), dtype.itemsize  # x is dense
+    steps = walk_strides(axes if given else plain(axes), ((x.strides, x.itemsize), result, result))
     plan = steps.plan
     w, _ = parameters(steps, weight, bias)
-    state = state_of(moments, steps)
+    state = state_of(used, steps) if isinstance(used, Moments) else steps.from_states(*used, axes)
     inside = given and not set(axes.affine) <= set(axes.keep)
     groups = plan.cells_outside * plan.chunks
     rows = min(groups, GRADIENT_ROWS, max(1, x.size // (4 * w.size))) if inside else 1

@@ -96,11 +96,8 @@ def normalize_vjp(
 
     result, target = _outputs(x, None)
     x = readable(x)
-    through = moments is None
-    if x.size:
-        used = _normalize(x, target, axes, weight, bias, eps, center, moments, where)
-        moments = _moments_of(used, axes, x.dtype)
-    return result, vjp(x, axes, weight, bias, eps, center, moments or _no_data(x, axes), where, through)
+    used = _normalize(x, target, axes, weight, bias, eps, center, moments, where) if x.size else _no_data(x, axes)
+    return result, vjp(x, axes, weight, bias, eps, center, used, where, moments is None)
 
 
 def _normalize(
@@ -190,12 +187,12 @@ def _moments_of(used: Moments | tuple[Walk, Array], axes: Axes, dtype: np.dtype[
 def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: np.dtype[Any]) -> Moments:
     """A state of the kernels, whose counts are all equal, as Moments."""
     shift, delta, m2 = (steps.to_cells(row, axes) for row in state[1:4])
-    return Moments(axes.count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype.name))
+    return Moments(axes.count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=_moments_name(dtype))
 
 
 def _no_data(x: Array, axes: Axes) -> Moments:
     nothing = np.zeros(axes.kept_shape)
-    dtype = moments_name(x.dtype.name)
+    dtype = _moments_name(x.dtype)
     return Moments(axes.count, nothing, nothing, nothing, keep=axes.keep, ndim=len(axes.shape), dtype=dtype)
 
 
@@ -220,6 +217,11 @@ def _finish(result: Array, target: Array) -> Array:
     if result is not target:
         np.copyto(result, target)
     return result
+
+
+@cache
+def _moments_name(dtype: np.dtype[Any]) -> str:
+    return moments_name(dtype.name)
 
 
 @cache

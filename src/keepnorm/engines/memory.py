@@ -54,6 +54,12 @@ class Walk(NamedTuple):
         """A weight or a bias, as flat float64 in the order of the plan's affine index; never its own memory."""
         return np.array(values, np.float64).reshape(-1) if self.affine_in_order else _flatten(values, self.plan.affine_order)
 
+    def from_states(self, other: "Walk", states: Array, axes: Axes) -> Array:
+        """The states of the cells of another plan for the same axes, in the order of this plan's cells."""
+        if self.plan.cell_order == other.plan.cell_order:
+            return states
+        return np.stack([self.from_cells(other.to_cells(row, axes)) for row in states[:4]])
+
 
 class _Span:
     """Memory by address; keeps its owner alive. NumPy takes it through the array interface."""
@@ -115,12 +121,13 @@ def walk(axes: Axes, arrays: tuple[Array, ...]) -> Walk:
     """The plan for arrays of one shape that are walked together: x, and what comes with it."""
     if len(arrays) == 2:  # the most usual call, spelt out: a small kernel takes less time than a generator
         x, y = arrays
-        return _walk(axes, ((x.strides, x.itemsize), (y.strides, y.itemsize)))
-    return _walk(axes, tuple((a.strides, a.itemsize) for a in arrays))
+        return walk_strides(axes, ((x.strides, x.itemsize), (y.strides, y.itemsize)))
+    return walk_strides(axes, tuple((a.strides, a.itemsize) for a in arrays))
 
 
 @lru_cache(maxsize=4096)
-def _walk(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) -> Walk:
+def walk_strides(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) -> Walk:
+    """The plan for arrays with these strides and sizes of one value, both in bytes."""
     shape = axes.shape
     steps = tuple(_split_strides(axes, strides, itemsize) for strides, itemsize in arrays)
     plan = make_plan(shape, axes.keep, axes.affine, steps, arrays[0][1])

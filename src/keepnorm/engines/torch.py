@@ -112,23 +112,24 @@ def _kernels(*tensors: Any) -> ModuleType | None:
     """The kernels that can work on the memory of these tensors, or None where only PyTorch's own operations are right."""
     import torch
 
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _watched():
+    if _is_watched():
         return None
-    devices = set()
+    device: Any = None
     for tensor in tensors:
         if tensor is None or type(tensor).__module__ == "numpy":
             continue
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or _wrapped(tensor):
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or _is_wrapped(tensor):
             return None
         if tensor.layout is not torch.strided or tensor.is_quantized:
             got = f"{tensor.layout}, {tensor.dtype}"
             raise TypeError(f"x must be a dense tensor: pass x.to_dense() or x.dequantize(); got {got}")
         if tensor.dtype is torch.bfloat16 and not _has_bfloat16():
             return None
-        devices.add(tensor.device)
-    if len(devices) > 1:
-        raise ValueError(f"x and what goes with it must be on one device; got {sorted(map(str, devices))}")
-    kind = next(iter(devices)).type
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            raise ValueError(f"x and what goes with it must be on one device; got {device} and {tensor.device}")
+    kind = device.type
     if kind == "cpu":
         return dispatch.load("host")
     if kind == "cuda" and dispatch.cuda_name() == "cuda":
@@ -136,22 +137,31 @@ def _kernels(*tensors: Any) -> ModuleType | None:
     return None
 
 
-def _watched() -> bool:
-    """Whether something looks on at every operation: a dispatch mode (fake tensors, make_fx) or forward-mode gradients.
+def _is_watched() -> bool:
+    """Whether something looks on at every operation: a compiler, a dispatch mode (fake tensors, make_fx) or forward-mode
+    gradients.
 
-    PyTorch has no public question for either; where a version lacks the private one, nothing of the kind exists.
+    PyTorch has no public question for the last two; where a version lacks the private one, nothing of the kind exists.
     """
     import torch
 
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
     modes = getattr(torch._C, "_len_torch_dispatch_stack", int)()
     return bool(modes) or torch.autograd.forward_ad._current_level >= 0
 
 
-def _wrapped(tensor: Tensor) -> bool:
+def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for another one, as those inside torch.func's transforms do (and in batched gradients)."""
+    transforms = _functorch()
+    return bool(transforms.is_functorch_wrapped_tensor(tensor) or transforms.is_legacy_batchedtensor(tensor))
+
+
+@cache
+def _functorch() -> Any:
     from torch._C import _functorch
 
-    return bool(_functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor))
+    return _functorch
 
 
 def _differentiates(*tensors: Any) -> bool:
@@ -193,7 +203,7 @@ def _tensor(array: Any) -> Tensor:
 
     if isinstance(array, torch.Tensor):
         return array
-    if array.dtype.name == "bfloat16":
+    if dispatch.dtype_name(array.dtype) == "bfloat16":
         return torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
     return torch.from_numpy(array)
 
