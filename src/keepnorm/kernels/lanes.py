@@ -48,7 +48,7 @@ from keepnorm.kernels.scalars import (
     store,
     widened,
 )
-from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, gathered, is_group, is_large, place, put
+from keepnorm.kernels.traffic import AHEAD, BEHIND, ask_ahead, finish, gathered, is_group, is_large, place, put, streams
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
@@ -287,7 +287,7 @@ def tasks(
     sums_memory = np.empty(scratch(3, full))
     lanes_memory = np.empty(scratch(3, full))
     buffer_memory = np.empty(0 if plan[LANE_X] == 1 else full, x.dtype)
-    line_memory = np.empty(full if plan[LANE_Y] != 1 or is_large(y, STREAM) else 0, y.dtype)
+    line_memory = np.empty(full if plan[LANE_Y] != 1 or streams(y, full) else 0, y.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
     sums = aligned(sums_memory, 3, full)
     lanes = aligned(lanes_memory, 3, full)

@@ -43,7 +43,7 @@ from keepnorm.kernels.scalars import (
     scratch,
     store,
 )
-from keepnorm.kernels.traffic import AHEAD, BEHIND, STREAM, ask_ahead, finish, is_group, is_large, place, put
+from keepnorm.kernels.traffic import AHEAD, BEHIND, ask_ahead, finish, is_group, is_large, place, put, streams
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 MEAN, LOW, RSTD, SUM, PRODUCT, SCALE, SLOPE, LEVEL = range(8)
@@ -262,7 +262,7 @@ def tasks(
     full = plan[FOLD] * plan[CHUNK] * short
     lanes_memory = np.empty(scratch(8, full))
     lanes = aligned(lanes_memory, 8, full)
-    line_memory = np.empty(full if is_large(dx, STREAM) else 0, dx.dtype)
+    line_memory = np.empty(full if streams(dx, full) else 0, dx.dtype)
     line = borrow(line_memory)
     own_memory = np.empty((2, plan[CHUNK]))
     own = borrow(own_memory)

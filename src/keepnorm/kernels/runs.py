@@ -41,7 +41,7 @@ from keepnorm.kernels.scalars import (
     store,
     widened,
 )
-from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, gathered, is_group, is_large, place, put
+from keepnorm.kernels.traffic import BEHIND, LINE, ask_ahead, finish, gathered, is_group, place, put, streams
 
 
 @helper
@@ -157,7 +157,7 @@ def tasks(
     behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
     buffer_memory = np.empty(0 if plan[INNER_X] == 1 else max(LINE, plan[ROWS]), x.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, 1))
-    line_memory = np.empty(LINE if plan[INNER_Y] != 1 or is_large(y, STREAM) else 0, y.dtype)
+    line_memory = np.empty(LINE if plan[INNER_Y] != 1 or streams(y, plan[INNER]) else 0, y.dtype)
     buffer = borrow(buffer_memory)
     line = borrow(line_memory)
     states = part if stage < 2 else borrow(own_memory)

@@ -31,7 +31,7 @@ from keepnorm.kernels.scalars import (
     offset,
     store,
 )
-from keepnorm.kernels.traffic import BEHIND, LINE, STREAM, ask_ahead, finish, is_group, is_large, place, put
+from keepnorm.kernels.traffic import BEHIND, LINE, ask_ahead, finish, is_group, place, put, streams
 
 
 @helper
@@ -157,7 +157,7 @@ def tasks(
     weight = borrow(weight)
     dweight = borrow(dweight)
     dbias = borrow(dbias)
-    line_memory = np.empty(LINE if is_large(dx, STREAM) else 0, dx.dtype)
+    line_memory = np.empty(LINE if streams(dx, plan[INNER]) else 0, dx.dtype)
     line = borrow(line_memory)
     blocks = plan[BLOCKS]
     behind = stage == 3 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)

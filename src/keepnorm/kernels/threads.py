@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 # Fewer values than this take less time on one thread than a second thread takes to wake.
-SERIAL = 65536
+SERIAL = 32768
 
 _asked = threading.local()
 _lock = threading.Lock()

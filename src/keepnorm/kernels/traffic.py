@@ -16,6 +16,9 @@ from keepnorm.kernels.cache import exact
 # Bytes of a result from which on it is written past the caches.
 STREAM = 1 << 24
 
+# Bytes of a row, at least, that goes there: its ends share their cache lines with the neighbours, and are copied one by one.
+ROW = 768
+
 # Bytes of an array from which on rows are asked for ahead.
 AHEAD = 1 << 21
 
@@ -133,6 +136,12 @@ def put(line, y, start, step, n):
 def is_large(x, bytes_):
     """Whether an array takes at least so many bytes."""
     return x.size * _itemsize(x) >= bytes_
+
+
+@exact
+def streams(y, n):
+    """Whether rows of n results go past the caches."""
+    return n * _itemsize(y) >= ROW and is_large(y, STREAM)
 
 
 @exact
