@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from keepnorm.kernels import cache
+
 # A first call with every warning an error, and how many functions Numba has compiled for it.
 CALL = """
 import sys, warnings
@@ -83,3 +85,21 @@ def test_entries_that_are_damaged_are_compiled_anew(run_python, warm, tmp_path):
         data = source.read_bytes()
         target.write_bytes((b"", data[: len(data) // 2], b"\x80\x04garbage")[number % 3])
     assert int(run_python(CALL, env={"NUMBA_CACHE_DIR": str(tmp_path)})) > 0
+
+
+def test_what_is_always_inlined_has_no_machine_code_of_its_own(monkeypatch):
+    monkeypatch.setattr(cache, "folder", str)  # '': nothing is kept
+
+    @cache.helper
+    def doubled(value):
+        return 2.0 * value
+
+    @cache.entry()
+    def kernel(value):
+        return doubled(value) + 1.0
+
+    assert kernel(3.0) == 7.0
+    (inside,), (whole,) = doubled.overloads.values(), kernel.overloads.values()
+    engine = whole.library.codegen._engine
+    assert engine.is_symbol_defined(whole.fndesc.llvm_func_name)
+    assert not engine.is_symbol_defined(inside.fndesc.llvm_func_name)
