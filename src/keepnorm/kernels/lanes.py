@@ -3,6 +3,7 @@
 import numpy as np
 
 from keepnorm.kernels.cache import entry, exact, helper
+from keepnorm.kernels.halves import narrow_row, narrow_steps, set_parts
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -52,7 +53,7 @@ from keepnorm.kernels.traffic import AHEAD, BEHIND, ask_ahead, finish, gathered,
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
-LANE_MEAN, LANE_SCALE, LANE_SHIFT = range(3)
+LANE_MEAN, LANE_SCALE, LANE_SHIFT, PARTS, LANE_ROWS = 0, 1, 2, 3, 5  # parts in float32 are two to a row
 
 
 @helper
@@ -218,7 +219,7 @@ def set_affine(plan, cell, a, cells, state, weight, bias, lanes):
 
 
 @helper
-def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, buffer, line, behind):
+def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, parts, buffer, line, behind):
     """The affine step on block b of neighbouring cells, whose mean and scale `set_lanes` has spread."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
@@ -229,6 +230,11 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
     mean = lanes[LANE_MEAN, :full]
     scale = lanes[LANE_SCALE, :full]
     shift = lanes[LANE_SHIFT, :full]
+    half = parts.shape[1] // 2
+    high = parts[0, :full]
+    factor = parts[0, half : half + full]
+    rest = parts[1, :full]
+    narrow = False
     last = -1
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
@@ -240,13 +246,18 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             if j != last:
                 set_affine(plan, cell, j, cells, state, weight, bias, lanes)
                 last = j
+                narrow = narrow_steps(x, y, plan, outer) and set_parts(mean, scale, shift, high, factor, rest)
             n = min(fold, i1 - i) * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             if behind:
                 ask_ahead(x, xi + n, 0, 1, n)
             source = gathered(x, xi, plan[LANE_X], n, buffer)
-            scale_row(source, place(line, y, yi, n), mean[:n], scale[:n], shift[:n])
+            target = place(line, y, yi, n)
+            if narrow:
+                narrow_row(source, target, high[:n], factor[:n], rest[:n])
+            else:
+                scale_row(source, target, mean[:n], scale[:n], shift[:n])
             put(line, y, yi, plan[LANE_Y], n)
             i += fold
 
@@ -285,12 +296,13 @@ def tasks(
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
     sums_memory = np.empty(scratch(3, full))
-    lanes_memory = np.empty(scratch(3, full))
+    lanes_memory = np.empty(scratch(LANE_ROWS, full))
     buffer_memory = np.empty(0 if plan[LANE_X] == 1 else full, x.dtype)
     line_memory = np.empty(full if plan[LANE_Y] != 1 or streams(y, full) else 0, y.dtype)
     own_memory = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
     sums = aligned(sums_memory, 3, full)
-    lanes = aligned(lanes_memory, 3, full)
+    lanes = aligned(lanes_memory, LANE_ROWS, full)
+    parts = lanes[PARTS:].view(np.float32)
     buffer = borrow(buffer_memory)
     line = borrow(line_memory)
     own = borrow(own_memory)
@@ -323,7 +335,10 @@ def tasks(
                 set_lanes(plan, cell, cells, state, lanes)
                 before = group
             for b in range(b0, b1):
-                apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, buffer, line, behind)
+                apply(
+                    x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, parts,
+                    buffer, line, behind,
+                )  # fmt: skip
     finish()
     keep_alive(weight_memory)
     keep_alive(bias_memory)

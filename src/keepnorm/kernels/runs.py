@@ -3,6 +3,7 @@
 import numpy as np
 
 from keepnorm.kernels.cache import entry, exact, helper
+from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -106,14 +107,18 @@ def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, bu
         y0 = y_start + offset(outer, p, Y)
         a = affine_start + offset(outer, p, AFFINE)
         w = scale * weight[a]
+        shift = bias[a] - low * w
+        narrow = narrow_steps(x, y, plan, outer) and fits(mean, w, shift)
         if behind:
             ask_ahead(x, x0 + n, 0, 1, n)
         for i in range(0, n, piece):
             m = min(piece, n - i)
             source = gathered(x, x0 + i * plan[INNER_X], plan[INNER_X], m, buffer)
             target = place(line, y, y0 + i, m)
-            if plan[INNER_AFFINE] == 0:
-                scale_run(source, target, mean, w, bias[a] - low * w)
+            if narrow:
+                narrow_run(source, target, mean, w, shift)
+            elif plan[INNER_AFFINE] == 0:
+                scale_run(source, target, mean, w, shift)
             else:
                 scale_run_affine(source, target, mean, low, scale, weight[a + i : a + i + m], bias[a + i : a + i + m])
             put(line, y, y0 + i * plan[INNER_Y], plan[INNER_Y], m)

@@ -114,7 +114,7 @@ def scratch(rows, width):
 
 
 @intrinsic
-def _half_to_float(typing, bits):
+def half_to_float(typing, bits):
     def generate(context, builder, signature, arguments):
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
 
@@ -130,7 +130,7 @@ def _float_to_half(typing, value):
 
 
 @intrinsic
-def _bits_to_float(typing, bits):
+def bits_to_float(typing, bits):
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
@@ -161,8 +161,8 @@ def difference(value, shift):
 def _difference(value, shift):
     if isinstance(value, types.Record):
         if "float16" in value.fields:
-            return lambda value, shift: np.float64(_half_to_float(value.float16)) - shift
-        return lambda value, shift: np.float64(_bits_to_float(np.uint32(value.bfloat16) << np.uint32(16))) - shift
+            return lambda value, shift: np.float64(half_to_float(value.float16)) - shift
+        return lambda value, shift: np.float64(bits_to_float(np.uint32(value.bfloat16) << np.uint32(16))) - shift
     if value is types.int64:
 
         def signed(value, shift):

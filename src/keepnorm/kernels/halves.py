@@ -1,0 +1,131 @@
+"""The affine step of float16 and bfloat16 in float32: no conversion to float64, and twice the values in a vector.
+
+With the mean as ``high + low``, `high` a float32::
+
+    (x - mean) * w + bias = fma(x - high, w, bias - low * w)
+
+The difference is exact where the mean is large beside it (Sterbenz), so that the offset of the data costs no digit. The
+error is about 2^-23 of max(|y|, |bias|, 1), which is at most 2^-13 of the last place of the result; for results of float32 it
+would be a whole place, so that those stay with float64.
+"""
+
+from numba import types
+from numba.extending import intrinsic, overload
+from numpy import float32, uint32
+
+from keepnorm.kernels.cache import exact
+from keepnorm.kernels.scalars import (
+    AFFINE,
+    INNER_AFFINE,
+    REDUCED_AFFINE,
+    bits_to_float,
+    half_to_float,
+    store,
+)
+
+# x - high must not overflow, nor w lose its digits. What does not fit is computed in float64.
+MOST_MEAN = 2.0**103
+LEAST_FACTOR = 2.0**-60
+MOST = 2.0**100
+
+
+@intrinsic
+def _fma(typing, a, b, c):
+    """a * b + c, rounded once."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+def _single(value):
+    """A float16 or a bfloat16 as float32."""
+
+
+@overload(_single)
+def _to_single(value):
+    if "float16" in value.fields:
+        return lambda value: half_to_float(value.float16)
+    return lambda value: bits_to_float(uint32(value.bfloat16) << uint32(16))
+
+
+def _are_halves(x, y):
+    return isinstance(x.dtype, types.Record) and isinstance(y.dtype, types.Record)
+
+
+def narrow_steps(x, y, plan, outer):
+    """Whether the affine step goes through float32: for halves whose weights hold for whole cells.
+
+    It depends on nothing that a memory layout or a batch size could change, so that the bits do not either.
+    """
+
+
+@overload(narrow_steps)
+def _narrow_steps(x, y, plan, outer):
+    if not _are_halves(x, y):
+        return lambda x, y, plan, outer: False  # noqa: ARG005
+
+    def of_whole_cells(x, y, plan, outer):
+        whole = plan[INNER_AFFINE] == 0 and plan[REDUCED_AFFINE] == 0
+        for a in range(outer.shape[0]):
+            whole &= outer[a, AFFINE] == 0
+        return whole
+
+    return of_whole_cells
+
+
+@exact
+def fits(mean, w, shift):
+    """Whether the parts of these values are float32."""
+    size = abs(w)
+    return abs(mean) < MOST_MEAN and (size == 0.0 or LEAST_FACTOR <= size <= MOST) and abs(shift) <= MOST
+
+
+@exact
+def _run(x, y, mean, w, shift):
+    high = float32(mean)
+    factor = float32(w)
+    rest = float32(shift - (mean - high) * w)
+    for i in range(x.size):
+        store(y, i, _fma(_single(x[i]) - high, factor, rest))
+
+
+def narrow_run(x, y, mean, w, shift):
+    """Normalise a contiguous run of halves with one factor and one shift."""
+
+
+@overload(narrow_run)
+def _narrow_run(x, y, mean, w, shift):
+    if _are_halves(x, y):
+        return lambda x, y, mean, w, shift: _run(x, y, mean, w, shift)
+    return lambda x, y, mean, w, shift: None  # noqa: ARG005
+
+
+@exact
+def set_parts(mean, w, shift, high, factor, rest):
+    """Work out the float32 parts of every lane from its mean, factor and shift; say whether all of them fit."""
+    fit = True
+    for i in range(high.size):
+        high[i] = float32(mean[i])
+        factor[i] = float32(w[i])
+        rest[i] = float32(shift[i] - (mean[i] - high[i]) * w[i])
+        fit &= fits(mean[i], w[i], shift[i])
+    return fit
+
+
+@exact
+def _row(x, y, high, factor, rest):
+    for i in range(x.size):
+        store(y, i, _fma(_single(x[i]) - high[i], factor[i], rest[i]))
+
+
+def narrow_row(x, y, high, factor, rest):
+    """Normalise one row of halves, each lane with the parts that `set_parts` has written."""
+
+
+@overload(narrow_row)
+def _narrow_row(x, y, high, factor, rest):
+    if _are_halves(x, y):
+        return lambda x, y, high, factor, rest: _row(x, y, high, factor, rest)
+    return lambda x, y, high, factor, rest: None  # noqa: ARG005
