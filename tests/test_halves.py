@@ -54,7 +54,9 @@ def test_what_float32_cannot_hold_goes_through_float64():
     assert np.all(np.abs(got - right) <= ulp(np.maximum(np.abs(right), 1), ml_dtypes.bfloat16))
     tiny = np.array([1e-38, 2e-38, 3e-38], ml_dtypes.bfloat16)  # a scale of 1e38, more than the float32 factor may be
     right = exact(tiny[:, None], 1, np.ones(1), np.zeros(1), eps=0.0)[:, 0]
-    assert np.all(np.abs(kn.normalize(tiny, (), eps=0.0).astype("f8") - right) <= ulp(np.maximum(np.abs(right), 1), tiny.dtype))
+    assert np.all(
+        np.abs(kn.normalize(tiny, (), eps=0.0).astype("f8") - right) <= ulp(np.maximum(np.abs(right), 1), tiny.dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", HALVES)

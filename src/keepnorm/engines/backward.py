@@ -8,6 +8,7 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.engines.memory import Walk, flat, parameters, plain, readable, state_of, walk_strides
+from keepnorm.engines.results import empty_like
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import threads_for
 from keepnorm.moments import Moments
@@ -112,7 +113,7 @@ def _backward(
     def run(dy: Array, through: bool) -> tuple[Array, Array, Array]:
         from keepnorm.kernels.launch import run as launch
 
-        dx = np.empty_like(dy)
+        dx = empty_like(dy, dy.dtype)
         totals = np.empty((3, plan.cells))
         dw, db = np.zeros((2, rows, w.size if inside else 1))
         memory, integers, kept, outer, *parts = fixed

@@ -8,6 +8,7 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.engines.memory import STATE_ROWS, UNIT, Walk, apart, flat, parameters_for, plain, readable, state_of, walk
+from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import SERIAL, threads_for
 from keepnorm.moments import Moments
@@ -20,6 +21,9 @@ STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
 _NO_PART = np.empty((1, 4, 1))
 _NO_OUTPUT = np.empty(1, np.float32)
 _SINGLE = np.dtype(np.float32)
+
+# Values of a result that is surely not large: small calls ask no further.
+_FEW = LARGE // 8
 
 
 def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
@@ -200,7 +204,8 @@ def _outputs(x: Array, out: Array | None) -> tuple[Array, Array]:
     """What is handed back and what the kernels write: another array where `out` overlaps x in a different layout."""
     if out is None:
         dtype = x.dtype
-        result = np.empty_like(x, dtype if dtype is _SINGLE else _result_dtype(dtype), subok=False)
+        dtype = dtype if dtype is _SINGLE else _result_dtype(dtype)
+        result = np.empty_like(x, dtype, subok=False) if x.size < _FEW else empty_like(x, dtype)
         return result, result
     if readable(out) is out and (apart(x, out) or not np.may_share_memory(x, out) or _same_memory(x, out)):
         return out, out

@@ -10,9 +10,12 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from keepnorm import dispatch
 from keepnorm.axes import Axes
 from keepnorm.engines import standard
+from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
@@ -209,10 +212,15 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _output(x: Tensor) -> Tensor:
-    """Fresh memory for the result, with the strides of x where those leave no gaps."""
+    """Memory for the result, with the strides of x where those leave no gaps; a large one as NumPy's results have it."""
     import torch
 
-    return torch.empty_like(x, dtype=getattr(torch, result_name(dispatch.dtype_name(x.dtype))), requires_grad=False)
+    name = result_name(dispatch.dtype_name(x.dtype))
+    dtype = getattr(torch, name)
+    if x.device.type == "cpu" and x.numel() * dtype.itemsize >= LARGE:
+        raw = _raw(x)
+        return _tensor(empty_like(raw, raw.dtype if dtype is x.dtype else np.dtype(name)))
+    return torch.empty_like(x, dtype=dtype, requires_grad=False)
 
 
 def _written(y: Tensor) -> Tensor:

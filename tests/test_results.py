@@ -1,0 +1,171 @@
+"""Memory of large results: used again when nobody holds it, never while somebody does, and never in the way."""
+
+import gc
+import mmap
+import subprocess
+import sys
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import keepnorm as kn
+from keepnorm.engines import results
+
+SINGLE = np.dtype("f4")
+pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="the system has no memory that is free and kept")
+
+
+@pytest.fixture(autouse=True)
+def none_kept(monkeypatch):
+    """Small results count as large, and nothing is kept from other tests."""
+    monkeypatch.setattr(results, "LARGE", 4096)
+    results._kept.clear()
+    yield
+    gc.collect()
+    results._kept.clear()
+
+
+def address(a):
+    return a.__array_interface__["data"][0]
+
+
+def large():
+    return np.zeros((64, 100, 7), np.float32)
+
+
+LAYOUTS = [
+    lambda a: a,
+    lambda a: a.T,
+    lambda a: np.asfortranarray(a),
+    lambda a: a.transpose(1, 0, 2),
+    lambda a: a.transpose(1, 2, 0),
+    lambda a: a.transpose(2, 0, 1),
+    lambda a: a[::-1],
+    lambda a: a[:, ::2],
+    lambda a: np.broadcast_to(a[:1], a.shape),
+    lambda a: a[:0],
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [SINGLE, np.dtype("f8"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)])
+def test_shape_strides_and_dtype_are_those_of_numpy(layout, dtype):
+    x = layout(large())
+    got, right = results.empty_like(x, dtype), np.empty_like(x, dtype)
+    assert (got.shape, got.strides, got.dtype) == (right.shape, right.strides, right.dtype)
+    assert got.flags.writeable
+    assert got.flags.aligned
+
+
+def test_free_memory_is_used_again_and_not_before():
+    y = results.empty_like(large(), SINGLE)
+    first = address(y)
+    view = y[3:, ::2]
+    assert not y.flags.owndata
+    del y
+    assert address(results.empty_like(large(), SINGLE)) != first
+    del view
+    assert first in {address(results.empty_like(large(), SINGLE)), *(address(np.frombuffer(p, "u1")) for p in results._kept)}
+
+
+@pytest.mark.parametrize("hold", [memoryview, np.from_dlpack, lambda a: a.reshape(-1).view("u1")])
+def test_whoever_holds_it_keeps_it(hold):
+    y = results.empty_like(large(), SINGLE)
+    y[...] = 7
+    held = hold(y)
+    del y
+    others = [results.empty_like(large(), SINGLE) for _ in range(3)]
+    for other in others:
+        other[...] = 1
+    assert np.all(np.asarray(held).view(np.float32) == 7)
+
+
+def test_two_results_share_nothing():
+    every = [results.empty_like(large(), SINGLE) for _ in range(5)]
+    assert not any(np.shares_memory(a, b) for i, a in enumerate(every) for b in every[:i])
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(results, "KEPT", 3 << 21)
+    every = [results.empty_like(large(), SINGLE) for _ in range(6)]
+    del every
+    assert len(results._kept) == 3
+    huge = results.empty_like(np.empty(1 << 21, np.float32), SINGLE)
+    del huge
+    assert all(len(piece) == 1 << 21 for piece in results._kept)
+
+
+def test_much_smaller_results_leave_it_alone():
+    wide = results.empty_like(np.empty(4 << 20, np.float32), SINGLE)
+    first = address(wide)
+    del wide
+    assert address(results.empty_like(large(), SINGLE)) != first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_kept_is_free_for_the_system():
+    code = """
+import numpy as np
+from keepnorm.engines import results
+y = results.empty_like(np.empty(1 << 24, np.float32), np.dtype("f4"))
+y[...] = 1
+del y
+lines = open("/proc/self/smaps").read().splitlines()
+print(sum(int(line.split()[1]) for line in lines if line.startswith("LazyFree")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 1 << 16, "kB of 64 MiB"
+
+
+def test_many_threads_keep_their_values():
+    wrong = []
+
+    def work(number):
+        for _ in range(200):
+            y = results.empty_like(large(), SINGLE)
+            y[...] = number
+            if not np.all(y == number):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_the_interpreter_ends_quietly():
+    code = """
+import numpy as np, keepnorm as kn
+from keepnorm.engines import results
+y = kn.normalize(np.ones((1 << 16, 129), np.float32), 1)
+assert not y.flags.owndata
+import sys
+sys.kept = [y, y.T, (lambda: y)]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_where_the_system_has_none_numpy_has(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no memory of this kind")
+
+    monkeypatch.setattr(results.mmap, "mmap", refuse)
+    assert results.empty_like(large(), SINGLE).flags.owndata
+
+
+def test_large_results_come_from_it(monkeypatch):
+    monkeypatch.undo()
+    x = np.random.default_rng(0).standard_normal((results.LARGE // 400 + 1, 100), dtype=np.float32)
+    y, vjp = kn.normalize_vjp(x, 1)
+    right, first = y[:100].copy(), address(y)
+    dx = vjp(x).x
+    assert not dx.flags.owndata
+    del y
+    again = kn.normalize(x, 1)
+    assert address(again) == first
+    assert np.array_equal(again[:100], right)
