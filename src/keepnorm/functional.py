@@ -185,6 +185,9 @@ def normalize(
     within 2 units in the last place of ``max(|y|, 1)`` of the float64 result at any offset, since the mean is subtracted
     first. S. Ioffe, C. Szegedy, "Batch Normalization", arXiv:1502.03167.
 
+    On a CPU, a result of 32 MiB and more lies in memory that the next one uses again when nobody holds this one any more. It
+    is an array like any other, but for ``flags.owndata``: it cannot be resized in place.
+
     Examples
     --------
     >>> import numpy as np, keepnorm as kn

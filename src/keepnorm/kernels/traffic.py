@@ -16,8 +16,12 @@ from keepnorm.kernels.cache import exact
 # Bytes of a result from which on it is written past the caches.
 STREAM = 1 << 24
 
-# Bytes of a row, at least, that goes there: its ends share their cache lines with the neighbours, and are copied one by one.
+# Bytes of a row, at least, that goes there where rows are whole cache lines.
 ROW = 768
+
+# The same where they are not: the ends share their lines with the neighbours and are copied one by one through the caches,
+# which takes longer than all the rest of a short row. (768 bytes, one value off: twice the time of plain stores.)
+LONG_ROW = 1 << 13
 
 # Bytes of an array from which on rows are asked for ahead.
 AHEAD = 1 << 21
@@ -141,7 +145,9 @@ def is_large(x, bytes_):
 @exact
 def streams(y, n):
     """Whether rows of n results go past the caches."""
-    return n * _itemsize(y) >= ROW and is_large(y, STREAM)
+    row = n * _itemsize(y)
+    whole = y.ctypes.data % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
+    return row >= (ROW if whole else LONG_ROW) and is_large(y, STREAM)
 
 
 @exact
