@@ -46,6 +46,10 @@ LAYOUTS = [
     lambda a: a[:, ::2],
     lambda a: np.broadcast_to(a[:1], a.shape),
     lambda a: a[:0],
+    lambda a: a.T[:, :, None],
+    lambda a: a.T[None],
+    lambda a: a.transpose(1, 0, 2)[:, None],
+    lambda a: a.reshape(1, *a.shape).transpose(0, 2, 1, 3)[::-1],
 ]
 
 
@@ -67,7 +71,29 @@ def test_free_memory_is_used_again_and_not_before():
     del y
     assert address(results.empty_like(large(), SINGLE)) != first
     del view
-    assert first in {address(results.empty_like(large(), SINGLE)), *(address(np.frombuffer(p, "u1")) for p in results._kept)}
+    assert address(results.empty_like(large(), SINGLE)) == first
+
+
+def test_the_most_recently_freed_goes_first():
+    every = [results.empty_like(large(), SINGLE) for _ in range(3)]
+    places = [address(y) for y in every]
+    for number in (1, 0, 2):
+        every[number] = None
+    again = [results.empty_like(large(), SINGLE) for _ in range(3)]
+    assert [address(y) for y in again] == [places[2], places[0], places[1]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:6])
+def test_every_dense_layout_has_it(layout):
+    assert not results.empty_like(layout(large()), SINGLE).flags.owndata
+
+
+def test_a_piece_belongs_to_one():
+    y = results.empty_like(large(), SINGLE)
+    del y
+    (piece,) = results._kept
+    assert results._take(piece)
+    assert not results._take(piece)
 
 
 @pytest.mark.parametrize("hold", [memoryview, np.from_dlpack, lambda a: a.reshape(-1).view("u1")])
@@ -90,18 +116,21 @@ def test_two_results_share_nothing():
 def test_what_is_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(results, "KEPT", 3 << 21)
     every = [results.empty_like(large(), SINGLE) for _ in range(6)]
-    del every
-    assert len(results._kept) == 3
+    places = [address(y) for y in every]
+    while every:
+        del every[0]
+    assert [address(np.frombuffer(piece, "u1")) for piece in results._kept] == places[3:], "the oldest goes"
     huge = results.empty_like(np.empty(1 << 21, np.float32), SINGLE)
     del huge
-    assert all(len(piece) == 1 << 21 for piece in results._kept)
+    assert [address(np.frombuffer(piece, "u1")) for piece in results._kept] == places[3:], "too large to be kept"
 
 
 def test_much_smaller_results_leave_it_alone():
-    wide = results.empty_like(np.empty(4 << 20, np.float32), SINGLE)
+    wide = results.empty_like(np.empty(38 << 18, np.float32), SINGLE)
     first = address(wide)
     del wide
-    assert address(results.empty_like(large(), SINGLE)) != first
+    assert address(results.empty_like(np.empty(32 << 18, np.float32), SINGLE)) != first
+    assert address(results.empty_like(np.empty(34 << 18, np.float32), SINGLE)) == first
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -156,6 +185,41 @@ def test_where_the_system_has_none_numpy_has(monkeypatch):
 
     monkeypatch.setattr(results.mmap, "mmap", refuse)
     assert results.empty_like(large(), SINGLE).flags.owndata
+
+
+def refusing(advice):
+    """Memory of a system that does not know one advice."""
+
+    class Refusing(mmap.mmap):
+        def madvise(self, given, *rest):
+            if given == advice:
+                raise OSError("no advice of this kind")
+            return super().madvise(given, *rest)
+
+    return Refusing
+
+
+def test_memory_that_cannot_be_marked_is_not_kept(monkeypatch):
+    monkeypatch.setattr(results.mmap, "mmap", refusing(mmap.MADV_FREE))
+    y = results.empty_like(large(), SINGLE)
+    assert not y.flags.owndata
+    del y
+    assert not results._kept
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no advice for huge pages")
+def test_without_huge_pages_memory_is_kept(monkeypatch):
+    monkeypatch.setattr(results.mmap, "mmap", refusing(mmap.MADV_HUGEPAGE))
+    y = results.empty_like(large(), SINGLE)
+    del y
+    assert len(results._kept) == 1
+
+
+def test_a_result_outlives_the_module(monkeypatch):
+    y = results.empty_like(large(), SINGLE)
+    monkeypatch.setattr(results, "_keep", None)
+    del y
+    assert not results._kept
 
 
 def test_large_results_come_from_it(monkeypatch):

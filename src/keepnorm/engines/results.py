@@ -7,6 +7,7 @@ whenever it needs them, and where it did not, the next result finds them as they
 The array does not own its memory (``flags.owndata`` is False, as for every view), so that ``ndarray.resize`` refuses it.
 """
 
+import contextlib
 import mmap
 from typing import Any
 
@@ -52,26 +53,36 @@ def empty_like(x: Array, dtype: np.dtype[Any]) -> Array:
     """An array as ``numpy.empty_like(x, dtype, subok=False)`` makes it: the same shape, and the same order in memory."""
     size = x.size * dtype.itemsize
     if size >= LARGE and _FREE is not None:
-        order = range(x.ndim) if x.flags.c_contiguous else sorted(range(x.ndim), key=lambda a: -x.strides[a])
+        order = _order(x)
         dense = x.transpose(order)
         memory = _memory(size) if dense.flags.c_contiguous else None  # else x has gaps, or steps backwards
         if memory is not None:
             values = np.asarray(memory)[:size].view(dtype).reshape(dense.shape)
-            return values.transpose([*map(list(order).index, range(x.ndim))])
+            return values.transpose([*map(order.index, range(x.ndim))])
     return np.empty_like(x, dtype, subok=False)
+
+
+def _order(x: Array) -> list[int]:
+    """The axes of x, the one with the largest steps first; axes of length 1 go where NumPy puts them."""
+    axes = list(range(x.ndim))
+    if x.flags.c_contiguous:
+        return axes
+    return axes[::-1] if x.flags.f_contiguous else sorted(axes, key=lambda a: -abs(x.strides[a]))
 
 
 def _memory(size: int) -> _Memory | None:
     """Memory of at least `size` bytes, or None where the system has none of this kind."""
+    size = -(-size // _PAGE) * _PAGE
     for piece in reversed(_kept.copy()):
-        if size <= len(piece) <= size + size // 8 + _PAGE and _take(piece):
+        if size <= len(piece) <= size + size // 8 and _take(piece):
             return _Memory(piece)
     try:
-        piece = mmap.mmap(-1, -(-size // _PAGE) * _PAGE, flags=_PRIVATE)
-        if _HUGE is not None:
-            piece.madvise(_HUGE)
+        piece = mmap.mmap(-1, size, flags=_PRIVATE)
     except (OSError, ValueError, OverflowError):
         return None
+    if _HUGE is not None:
+        with contextlib.suppress(OSError):  # a system without huge pages keeps memory in small ones
+            piece.madvise(_HUGE)
     return _Memory(piece)
 
 
