@@ -59,6 +59,41 @@ def test_what_float32_cannot_hold_goes_through_float64():
     )
 
 
+def cancelling(dtype):
+    """(x, weight, bias) where the bias of every second channel cancels one of its values nearly, far beyond float32."""
+    rng = np.random.default_rng(7)
+    x = (rng.random((401, 12, 150)) - 0.5).astype(dtype)  # so many values that one unit of float32 shows in some
+    w, b = rng.random((2, 12)) + 0.5
+    w[::2] *= 1e4 if dtype is np.float16 else 1e9
+    hat = exact(x, 1, np.ones(12), np.zeros(12))
+    b[::2] = -(w * hat[5, :, 7])[::2]
+    return x, w, b
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["runs", "lanes"])
+def test_terms_that_cancel_are_computed_in_float64(dtype, order):
+    x, w, b = cancelling(dtype)
+    x = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+    got, right = kn.normalize(x, 1, w, b).astype("f8"), exact(x, 1, w, b)
+    # 2^-29 is what the mean and the scale of a narrow result are rounded to.
+    limit = ulp(np.maximum(np.abs(right), 1.0), dtype) + 2.0**-27 * np.abs(w)[:, None]
+    assert np.all(np.abs(got - right) <= limit)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_one_cell_does_not_choose_for_its_neighbours(dtype):
+    x, w, b = cancelling(dtype)
+    y = kn.normalize(x, 1, w, b)
+    for order in ((0, 2, 1), (2, 0, 1), (1, 0, 2), (2, 1, 0)):
+        moved = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+        assert kn.normalize(moved, 1, w, b).tobytes() == y.tobytes()
+        assert kn.normalize(moved, 1, w, b, out=moved).tobytes() == y.tobytes()
+    for channel in range(12):
+        one = slice(channel, channel + 1)
+        assert kn.normalize(x[:, one], 1, w[one], b[one]).tobytes() == y[:, one].tobytes()
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("shape", "keep"), [((2, 3, 200), 1), ((200, 3), 1)])
 def test_an_infinity_with_given_moments_stays_where_it_is(dtype, shape, keep):

@@ -96,7 +96,7 @@ def affine(
     -------
     array
         Of the shape of x and its floating dtype; float32 for integers (float64 for 64-bit ones). Computed in float64,
-        rounded once.
+        rounded once; of float16 and bfloat16 in float32, where that is a thousandth of the last place.
 
     Raises
     ------

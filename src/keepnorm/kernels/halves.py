@@ -5,8 +5,8 @@ With the mean as ``high + low``, `high` a float32::
     (x - mean) * w + bias = fma(x - high, w, bias - low * w)
 
 The difference is exact where the mean is large beside it (Sterbenz), so that the offset of the data costs no digit. The
-error is about 2^-23 of max(|y|, |bias|, 1), which is at most 2^-13 of the last place of the result; for results of float32 it
-would be a whole place, so that those stay with float64.
+error is about 2^-23 of max(|y|, |bias|), a thousandth of the last place of a half; for results of float32 it would be a whole
+place, so that those stay with float64. So does a cell whose bias is so large that y may lose its digits where terms cancel.
 """
 
 from numba import types
@@ -19,14 +19,16 @@ from keepnorm.kernels.scalars import (
     INNER_AFFINE,
     REDUCED_AFFINE,
     bits_to_float,
+    deviation,
     half_to_float,
     store,
 )
 
-# x - high must not overflow, nor w lose its digits. What does not fit is computed in float64.
+# x - high must not overflow, nor w lose its digits, and 2^-23 of the bias must be far below the last place of a result near 1.
 MOST_MEAN = 2.0**103
 LEAST_FACTOR = 2.0**-60
-MOST = 2.0**100
+MOST_FACTOR = 2.0**100
+MOST_BIAS = 2.0**8
 
 
 @intrinsic
@@ -76,17 +78,24 @@ def _narrow_steps(x, y, plan, outer):
 
 
 @exact
+def _rest(mean, w, shift):
+    """What is left of the shift once x has lost the mean as a float32."""
+    return shift - (mean - float32(mean)) * w
+
+
+@exact
 def fits(mean, w, shift):
-    """Whether the parts of these values are float32."""
+    """Whether float32 is enough for a cell: a matter of its own values, never of the cells beside it."""
     size = abs(w)
-    return abs(mean) < MOST_MEAN and (size == 0.0 or LEAST_FACTOR <= size <= MOST) and abs(shift) <= MOST
+    usual = size == 0.0 or LEAST_FACTOR <= size <= MOST_FACTOR
+    return abs(mean) < MOST_MEAN and usual and abs(_rest(mean, w, shift)) <= MOST_BIAS
 
 
 @exact
 def _run(x, y, mean, w, shift):
     high = float32(mean)
     factor = float32(w)
-    rest = float32(shift - (mean - high) * w)
+    rest = float32(_rest(mean, w, shift))
     for i in range(x.size):
         store(y, i, _fma(_single(x[i]) - high, factor, rest))
 
@@ -103,15 +112,17 @@ def _narrow_run(x, y, mean, w, shift):
 
 
 @exact
-def set_parts(mean, w, shift, high, factor, rest):
-    """Work out the float32 parts of every lane from its mean, factor and shift; say whether all of them fit."""
-    fit = True
+def set_parts(mean, w, shift, high, factor, rest, fit):
+    """Work out the float32 parts of every lane from its mean, factor and shift, and 1.0 where they fit; say if all do."""
+    every = True
     for i in range(high.size):
         high[i] = float32(mean[i])
         factor[i] = float32(w[i])
-        rest[i] = float32(shift[i] - (mean[i] - high[i]) * w[i])
-        fit &= fits(mean[i], w[i], shift[i])
-    return fit
+        rest[i] = float32(_rest(mean[i], w[i], shift[i]))
+        own = fits(mean[i], w[i], shift[i])
+        fit[i] = float32(1.0 if own else 0.0)
+        every &= own
+    return every
 
 
 @exact
@@ -120,12 +131,27 @@ def _row(x, y, high, factor, rest):
         store(y, i, _fma(_single(x[i]) - high[i], factor[i], rest[i]))
 
 
-def narrow_row(x, y, high, factor, rest):
-    """Normalise one row of halves, each lane with the parts that `set_parts` has written."""
+@exact
+def _mixed_row(x, y, mean, w, shift, high, factor, rest, fit):
+    for i in range(x.size):
+        wide = deviation(x[i], mean[i]) * w[i] + shift[i]
+        narrow = _fma(_single(x[i]) - high[i], factor[i], rest[i])
+        store(y, i, float32(narrow) if fit[i] != 0.0 else float32(wide))
+
+
+def narrow_row(x, y, mean, w, shift, high, factor, rest, fit, every):
+    """Normalise one row of halves, each lane with the parts that `set_parts` has written, if they fit."""
 
 
 @overload(narrow_row)
-def _narrow_row(x, y, high, factor, rest):
-    if _are_halves(x, y):
-        return lambda x, y, high, factor, rest: _row(x, y, high, factor, rest)
-    return lambda x, y, high, factor, rest: None  # noqa: ARG005
+def _narrow_row(x, y, mean, w, shift, high, factor, rest, fit, every):
+    if not _are_halves(x, y):
+        return lambda x, y, mean, w, shift, high, factor, rest, fit, every: None  # noqa: ARG005
+
+    def row(x, y, mean, w, shift, high, factor, rest, fit, every):
+        if every:
+            _row(x, y, high, factor, rest)
+        else:
+            _mixed_row(x, y, mean, w, shift, high, factor, rest, fit)
+
+    return row

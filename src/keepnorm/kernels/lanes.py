@@ -234,7 +234,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
     high = parts[0, :full]
     factor = parts[0, half : half + full]
     rest = parts[1, :full]
-    narrow = False
+    fit = parts[1, half : half + full]
+    narrow = narrow_steps(x, y, plan, outer)
+    every = False
     last = -1
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
@@ -246,7 +248,8 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             if j != last:
                 set_affine(plan, cell, j, cells, state, weight, bias, lanes)
                 last = j
-                narrow = narrow_steps(x, y, plan, outer) and set_parts(mean, scale, shift, high, factor, rest)
+                if narrow:
+                    every = set_parts(mean, scale, shift, high, factor, rest, fit)
             n = min(fold, i1 - i) * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step
@@ -255,7 +258,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             source = gathered(x, xi, plan[LANE_X], n, buffer)
             target = place(line, y, yi, n)
             if narrow:
-                narrow_row(source, target, high[:n], factor[:n], rest[:n])
+                narrow_row(source, target, mean, scale, shift, high, factor, rest, fit, every)
             else:
                 scale_row(source, target, mean[:n], scale[:n], shift[:n])
             put(line, y, yi, plan[LANE_Y], n)
