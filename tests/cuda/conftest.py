@@ -13,6 +13,21 @@ else:
     # The simulator polls its threads without ever sleeping: with Python's usual 5 ms every barrier would take that long.
     sys.setswitchinterval(1e-5)
 
+    import numpy as np
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    def shared_array(self, shape, dtype):
+        """The array of a block for this line of the kernel, one for all its threads.
+
+        The simulator's own looks for the array and then makes it (numba-cuda 0.30): two threads at once get two arrays, and
+        now and then a sum is wrong. No kernel is: on a device the array is there before any thread.
+        """
+        caller = sys._getframe(1)
+        line = (caller.f_code.co_filename, caller.f_lineno)
+        return self._allocations.setdefault(line, np.empty(shape, dtype))
+
+    FakeCUDAShared.array = shared_array
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
