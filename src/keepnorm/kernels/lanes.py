@@ -49,7 +49,18 @@ from keepnorm.kernels.scalars import (
     store,
     widened,
 )
-from keepnorm.kernels.traffic import AHEAD, BEHIND, ask_ahead, finish, gathered, is_group, is_large, place, put, streams
+from keepnorm.kernels.traffic import (
+    BEHIND,
+    ask_ahead,
+    ask_in_order,
+    finish,
+    gathered,
+    is_group,
+    place,
+    put,
+    streams,
+    tile_of,
+)
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
@@ -67,28 +78,20 @@ def add_row(row, shift, s, q):
 
 @helper
 def add_rows(x, first, step, shift, s, q):
-    """Add eight rows at once: the sums of a lane are loaded and stored once for all eight."""
+    """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
     n = shift.size
     x0 = x[first : first + n]
     x1 = x[first + step : first + step + n]
     x2 = x[first + 2 * step : first + 2 * step + n]
     x3 = x[first + 3 * step : first + 3 * step + n]
-    x4 = x[first + 4 * step : first + 4 * step + n]
-    x5 = x[first + 5 * step : first + 5 * step + n]
-    x6 = x[first + 6 * step : first + 6 * step + n]
-    x7 = x[first + 7 * step : first + 7 * step + n]
     for i in range(n):
         k = shift[i]
         d0 = difference(x0[i], k)
         d1 = difference(x1[i], k)
         d2 = difference(x2[i], k)
         d3 = difference(x3[i], k)
-        d4 = difference(x4[i], k)
-        d5 = difference(x5[i], k)
-        d6 = difference(x6[i], k)
-        d7 = difference(x7[i], k)
-        s[i] += ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7))
-        q[i] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+        s[i] += (d0 + d1) + (d2 + d3)
+        q[i] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
 
 
 @exact
@@ -109,16 +112,19 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
     shift = sums[SHIFT, :full]
     s = sums[SUM, :full]
     q = sums[SQUARES, :full]
-    ahead = is_large(x, AHEAD)
+    tile = tile_of(x, full, fold * step)
     for p in range(p0, p1):
         first = start + offset(outer, p, X)
         i = i0
         if lane == 1:
-            while i + 8 * fold <= i1:
-                if ahead:
-                    ask_ahead(x, first + (i + 16 * fold) * step, fold * step, 8, full)
-                add_rows(x, first + i * step, fold * step, shift, s, q)
-                i += 8 * fold
+            while i + 4 * fold <= i1:
+                for c in range(0, full, tile):
+                    origin = first + i * step + c
+                    n = min(tile, full - c)
+                    if tile < full:
+                        ask_in_order(x, origin + 3 * c, 4 * n, 4 * full)
+                    add_rows(x, origin, fold * step, shift[c : c + n], s[c : c + n], q[c : c + n])
+                i += 4 * fold
         while i < i1:
             n = min(fold, i1 - i) * width
             origin = first + i * step

@@ -43,7 +43,7 @@ from keepnorm.kernels.scalars import (
     scratch,
     store,
 )
-from keepnorm.kernels.traffic import AHEAD, BEHIND, ask_ahead, finish, is_group, is_large, place, put, streams
+from keepnorm.kernels.traffic import BEHIND, ask_ahead, ask_in_order, finish, is_group, place, put, streams, tile_of
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 MEAN, LOW, RSTD, SUM, PRODUCT, SCALE, SLOPE, LEVEL = range(8)
@@ -100,27 +100,22 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
     low = lanes[LOW, :full]
     s = lanes[SUM, :full]
     q = lanes[PRODUCT, :full]
-    ahead = is_large(x, AHEAD)
+    x_step = fold * plan[INNER_X]
+    z_step = fold * plan[INNER_Z]
+    tile = tile_of(x, full, x_step) if x_step == z_step else full
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
         z0 = z_start + offset(outer, p, Z)
         i = i0
         while i + 4 * fold <= i1:
-            if ahead:
-                ask_ahead(x, x0 + (i + 8 * fold) * plan[INNER_X], fold * plan[INNER_X], 4, full)
-                ask_ahead(dy, z0 + (i + 8 * fold) * plan[INNER_Z], fold * plan[INNER_Z], 4, full)
-            add_rows(
-                x,
-                x0 + i * plan[INNER_X],
-                fold * plan[INNER_X],
-                dy,
-                z0 + i * plan[INNER_Z],
-                fold * plan[INNER_Z],
-                mean,
-                low,
-                s,
-                q,
-            )
+            for c in range(0, full, tile):
+                n = min(tile, full - c)
+                xi = x0 + i * plan[INNER_X] + c
+                zi = z0 + i * plan[INNER_Z] + c
+                if tile < full:
+                    ask_in_order(x, xi + 3 * c, 4 * n, 4 * full)
+                    ask_in_order(dy, zi + 3 * c, 4 * n, 4 * full)
+                add_rows(x, xi, x_step, dy, zi, z_step, mean[c : c + n], low[c : c + n], s[c : c + n], q[c : c + n])
             i += 4 * fold
         while i < i1:
             n = min(fold, i1 - i) * width

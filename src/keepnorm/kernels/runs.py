@@ -57,6 +57,25 @@ def sums(x, shift):
     return s, q
 
 
+@helper
+def sums_of_four(x, a, b, c, d, n, shift):
+    """The same over four runs at once, each from its own first value on: short runs end in fewer additions across a vector."""
+    s = 0.0
+    q = 0.0
+    xa = x[a : a + n]
+    xb = x[b : b + n]
+    xc = x[c : c + n]
+    xd = x[d : d + n]
+    for i in range(n):
+        da = difference(xa[i], shift)
+        db = difference(xb[i], shift)
+        dc = difference(xc[i], shift)
+        dd = difference(xd[i], shift)
+        s += (da + db) + (dc + dd)
+        q += (da * da + db * db) + (dc * dc + dd * dd)
+    return s, q
+
+
 @exact
 def scale_run(x, y, mean, scale, shift):
     """Normalise a contiguous run with one scale and one shift; subtracting first keeps the digits of x - mean."""
@@ -81,9 +100,17 @@ def block(x, plan, outer, start, b, part, buffer):
     for _ in range(2):
         s = 0.0
         q = 0.0
-        for p in range(p0, p1):
-            first = start + offset(outer, p, X) + i0 * step
-            ds, dq = sums(gathered(x, first, step, i1 - i0, buffer), shift)
+        first = start + i0 * step
+        fours = (p1 - p0) // 4 * 4 if step == 1 else 0
+        for p in range(p0, p0 + fours, 4):
+            ds, dq = sums_of_four(
+                x, first + offset(outer, p, X), first + offset(outer, p + 1, X), first + offset(outer, p + 2, X),
+                first + offset(outer, p + 3, X), i1 - i0, shift,
+            )  # fmt: skip
+            s += ds
+            q += dq
+        for p in range(p0 + fours, p1):
+            ds, dq = sums(gathered(x, first + offset(outer, p, X), step, i1 - i0, buffer), shift)
             s += ds
             q += dq
         again = set_state(part, 0, np.float64((p1 - p0) * (i1 - i0)), shift, s, q)

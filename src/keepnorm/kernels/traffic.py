@@ -26,6 +26,12 @@ LONG_ROW = 1 << 13
 # Bytes of an array from which on rows are asked for ahead.
 AHEAD = 1 << 21
 
+# Lanes of a tile, and lanes up to which a row is cut into tiles: longer rows are streams that the processor sees.
+TILE, TILED = 64, 512
+
+# Bytes by which a tile asks ahead, at least.
+ASKED = 4096
+
 # Bytes of a group of cells, at most, whose successor is asked for during its second step: both stay in the L2 cache.
 BEHIND = 1 << 17
 
@@ -102,6 +108,22 @@ def ask_ahead(x, first, step, rows, n):
         start = first + row * step
         for i in range(0, n, line):
             _ask(x, start + i)
+
+
+@exact
+def tile_of(x, n, step):
+    """How many of the n lanes of four rows, `step` apart, are summed before the next lanes: TILE, or all.
+
+    Four rows read from one end to the other are four streams, none long enough for the processor to foresee, and take
+    twice as long as one. Tile by tile, with as many lines asked for in the order of the memory, they are one stream.
+    """
+    return TILE if step == n and TILE < n <= TILED and is_large(x, AHEAD) else n
+
+
+@exact
+def ask_in_order(x, first, n, group):
+    """Begin to fetch n values, a little ahead of x[first], and at least the `group` of values that is read now."""
+    ask_ahead(x, first + max(ASKED // _itemsize(x), group), 0, 1, n)
 
 
 @exact
