@@ -52,7 +52,7 @@ def page(record: dict[str, Any]) -> str:
         "How it is measured, and how a change is checked for regressions: [benchmarks.md](benchmarks.md).",
         f"Machine: {machine['processor']}, {machine['cores']} cores used, largest cache {cache:.0f} MiB.",
         f"System: {machine['system']}, Python {machine['python']}. Load before the start: {machine['load']:.1f}.",
-        f"Threads: keepnorm {threads['keepnorm']} (Numba's {threads['layer']} layer), each peer as its row says.",
+        f"Threads: keepnorm {threads['keepnorm']} ({threads['layer']}), each peer as its row says.",
         f"Versions: {versions}.",
         "## What is promised",
         targets.table(record["goals"]),

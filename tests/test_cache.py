@@ -1,30 +1,43 @@
 """The compiled kernels are kept on disk where that is possible, and where it is not, nobody hears of it."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from keepnorm.kernels import cache
+from keepnorm.axes import resolve
+from keepnorm.engines.memory import walk
+from keepnorm.kernels import launch
+from keepnorm.kernels.compile import object_code
+from keepnorm.kernels.layout import RANKS, layout_of
+from keepnorm.kernels.scalars import CHUNK, ROWS
 
-# A first call with every warning an error, and how many functions Numba has compiled for it.
+# A first call with every warning an error, and whether anything was compiled for it: Numba is loaded for nothing else.
 CALL = """
 import sys, warnings
 warnings.simplefilter("error")
 import numpy as np, keepnorm as kn
-from numba.core import event
-class Listener(event.Listener):
-    compiled = 0
-    def on_start(self, _): Listener.compiled += 1
-    def on_end(self, _): pass
-event.register("numba:compile", Listener())
 x = np.arange(12, dtype=np.float32).reshape(4, 3)
 y = kn.normalize(x, 1)
 assert np.abs(y.astype(np.float64).mean(0)).max() < 1e-6, y
 assert np.abs(y.std(0) - 1).max() < 1e-5, y
-print(Listener.compiled)
+print(int("numba" in sys.modules))
 """
+
+X, TABLE, DOUBLE = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.float64)
+TABLES = ((TABLE, 1), (TABLE, 2), (TABLE, 2), (DOUBLE, 3), (DOUBLE, 2))
+FORWARD = ((X, 1), (X, 1), *TABLES, (X, 1), (X, 1), float, bool)
+BACKWARD = ((X, 1), (X, 1), (X, 1), *TABLES, (DOUBLE, 2), (DOUBLE, 1), (DOUBLE, 2), (DOUBLE, 2), float, bool, bool, bool)
+LAYOUTS = {
+    "runs": FORWARD,
+    "lanes": FORWARD,
+    "masked": ((X, 1), (np.dtype(np.uint8), 1), *TABLES),
+    "runs_backward": BACKWARD,
+    "lanes_backward": BACKWARD,
+}
 
 
 def entries(folder):
@@ -64,7 +77,7 @@ class TestFolderThatCannotBeWritten:
             tmp_path.chmod(stat.S_IRWXU)
 
     def test_a_folder_that_vanishes_after_the_import(self, run_python, tmp_path):
-        vanish = "import keepnorm.kernels.runs, shutil; shutil.rmtree(sys.argv[1])\nx ="
+        vanish = "from keepnorm.kernels import cache\nimport shutil; cache.folder(); shutil.rmtree(sys.argv[1])\nx ="
         run_python(CALL.replace("x =", vanish, 1), tmp_path / "cache", env={"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
 
     def test_a_disk_that_is_full(self, run_python, tmp_path):
@@ -75,6 +88,7 @@ def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
 os.replace = full
 """
         run_python(full + CALL, env={"NUMBA_CACHE_DIR": str(tmp_path)})
+        assert entries(tmp_path) == []
 
 
 def test_entries_that_are_damaged_are_compiled_anew(run_python, warm, tmp_path):
@@ -87,19 +101,93 @@ def test_entries_that_are_damaged_are_compiled_anew(run_python, warm, tmp_path):
     assert int(run_python(CALL, env={"NUMBA_CACHE_DIR": str(tmp_path)})) > 0
 
 
-def test_what_is_always_inlined_has_no_machine_code_of_its_own(monkeypatch):
-    monkeypatch.setattr(cache, "folder", str)  # '': nothing is kept
+def test_a_process_with_another_processor_compiles_anew(run_python, warm):
+    """An entry for this processor could end the process on another one."""
+    code = "from keepnorm.kernels import native\nnative.processor = lambda: 'another'\n" + CALL
+    assert int(run_python(code, env={"NUMBA_CACHE_DIR": str(warm)})) == 1
 
-    @cache.helper
-    def doubled(value):
-        return 2.0 * value
 
-    @cache.entry()
-    def kernel(value):
-        return doubled(value) + 1.0
+def test_code_that_needs_what_is_not_here_is_compiled_anew(run_python, warm, tmp_path):
+    """A whole entry of another system: its linker says no, and nothing is run."""
+    for source in entries(warm):
+        code = source.read_bytes()[32:].replace(b"PyErr_NoMemory", b"PyErr_NoMemorx")
+        assert code != source.read_bytes()[32:]
+        target = tmp_path / source.relative_to(warm)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(hashlib.sha256(code).digest() + code)
+    assert int(run_python(CALL, env={"NUMBA_CACHE_DIR": str(tmp_path)})) == 1
 
-    assert kernel(3.0) == 7.0
-    (inside,), (whole,) = doubled.overloads.values(), kernel.overloads.values()
-    engine = whole.library.codegen._engine
-    assert engine.is_symbol_defined(whole.fndesc.llvm_func_name)
-    assert not engine.is_symbol_defined(inside.fndesc.llvm_func_name)
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_all_of_a_kernel_is_inlined_into_one_function(family):
+    """No function of ours has machine code of its own, and none of Numba's runtime is left."""
+    code = object_code(family, LAYOUTS[family], "entry")
+    assert b"entry" in code
+    assert b"NumbaEnv8keepnorm" in code  # a name that stays, in the spelling that would betray a function
+    assert b"_ZN8keepnorm" not in code
+    assert b"NRT_MemInfo" not in code
+
+
+class TestEntry:
+    """The Python function around a kernel refuses what it was not made for, before it reads anything."""
+
+    @pytest.fixture
+    def call(self):
+        """A call of an entry with good arguments, but for those that are replaced."""
+        x = np.arange(12, dtype=np.float32).reshape(4, 3)
+        axes = resolve(x.shape, 1)
+        steps = walk(axes, (x, x))
+        y, state = np.empty(12, np.float32), np.empty((7, 3))
+        parameters = np.ones(1, np.float32), np.zeros(1, np.float32)
+        good = [x.reshape(-1), y, steps.integers, steps.kept, steps.outer, np.empty((1, 4, 1)), state, *parameters, 1e-5, True]
+        entry = launch._entry(steps.family, layout_of(steps.family, tuple(good)))
+
+        def call(change=lambda arguments: arguments):
+            arguments = change(list(good))
+            entry(0, 1, 0, steps.groups, 4, *arguments)
+            return arguments[1].reshape(-1)
+
+        call.steps = steps
+        return call
+
+    def test_runs(self, call):
+        assert np.abs(call().reshape(4, 3).mean(0)).max() < 1e-6
+
+    @pytest.mark.parametrize("place", range(9))
+    def test_an_array_of_another_rank(self, call, place):
+        def other(array):
+            return lambda a: [*a[:place], array(a[place]), *a[place + 1 :]]
+
+        expected = call().copy()
+        if RANKS[call.steps.family][place] == 1:  # any rank will do
+            np.testing.assert_array_equal(call(other(lambda a: a.reshape(1, -1, 1))), expected)
+            return
+        with pytest.raises(TypeError):
+            call(other(lambda a: a[None]))
+        with pytest.raises(TypeError):
+            call(other(lambda _: np.array(1.0)))
+
+    def test_an_array_with_gaps(self, call):
+        with pytest.raises(TypeError):
+            call(lambda a: [np.ones(24, np.float32)[::2], *a[1:]])
+
+    def test_an_array_that_is_not_aligned(self, call):
+        with pytest.raises(TypeError):
+            call(lambda a: [np.zeros(49, np.uint8)[1:].view(np.float32), *a[1:]])
+
+    def test_too_few_arguments(self, call):
+        with pytest.raises(SystemError):
+            call(lambda a: a[:-1])
+
+    def test_a_number_that_is_none(self, call):
+        with pytest.raises(TypeError):
+            call(lambda a: [*a[:-2], "1e-5", True])
+
+    def test_no_memory(self, call):
+        def greedy(arguments):
+            arguments[2] = arguments[2].copy()
+            arguments[2][CHUNK if call.steps.family == "lanes" else ROWS] = 2**44
+            return arguments
+
+        with pytest.raises(MemoryError):
+            call(greedy)

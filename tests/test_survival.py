@@ -1,9 +1,10 @@
-"""No process ever ends because of a thread, a fork or a threading layer, and the bits stay the same.
+"""No process ever ends because of a thread or a fork, whoever's threads they are, and the bits stay the same.
 
 Every scene plays in a process of its own: what it guards against kills the process.
 """
 
 import os
+import sys
 
 import pytest
 
@@ -103,7 +104,12 @@ in_threads(lambda: answers.add(bits()))
 if len(answers) != 1: raise SystemExit("other bits")
 print(answers.pop())
 """
-LAYERS = {"default": {}, "omp": {"NUMBA_THREADING_LAYER": "omp"}, "workqueue": {"NUMBA_THREADING_LAYER": "workqueue"}}
+WITHOUT_OPENMP = """
+from keepnorm.kernels import threads
+threads._openmp = lambda: (0, False)
+assert threads.layer() == "Python threads"
+"""
+LAYERS = {"the system's": "", "Python threads": WITHOUT_OPENMP}
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -120,12 +126,40 @@ def reference(run_python):
 def test_survives(run_python, reference, scene, layer):
     play = SCENES[scene]
     code = FIRST_IN_THREADS if play is None else f"reference = bits()\n{play}\nprint(reference)"
-    assert run_python(PRELUDE + code, env=LAYERS[layer]).strip() == reference
+    assert run_python(PRELUDE + LAYERS[layer] + code, env={"NUMBA_NUM_THREADS": "3"}).strip() == reference
 
 
-def test_a_layer_that_does_not_exist_here(run_python, reference):
-    """A layer that cannot be loaded is no reason to fail: the serial kernels need none."""
-    assert run_python(PRELUDE + "print(bits())", env={"NUMBA_THREADING_LAYER": "tbb"}).strip() == reference
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU OpenMP is used on Linux alone")
+@pytest.mark.parametrize("started", [True, False])
+def test_a_fork_whose_parent_had_started_the_threads_of_others(run_python, reference, started):
+    """GNU OpenMP's threads do not come along in a fork, and who waits for them waits for ever; nobody tells us of them."""
+    start = """
+import ctypes
+openmp = ctypes.CDLL("libgomp.so.1")
+nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+openmp.GOMP_parallel(nothing, None, 3, 0)
+"""
+    child = """
+import os
+child = os.fork()
+if child: raise SystemExit(os.waitpid(child, 0)[1] != 0)
+"""
+    work = PRELUDE + "from keepnorm.kernels.threads import available, layer\nprint(bits(), available(), layer())"
+    bits, count, layer = run_python((start if started else "") + child + work, env={"NUMBA_NUM_THREADS": "3"}).split(None, 2)
+    assert (bits, int(count)) == (reference, 1 if started else 3)
+    assert ("forked" in layer) == started
+
+
+@pytest.mark.parametrize("said", ["", "0", "-1", "many"])
+def test_a_number_of_threads_that_is_none(run_python, reference, said):
+    assert run_python(PRELUDE + "print(bits())", env={"NUMBA_NUM_THREADS": said}).strip() == reference
+
+
+def test_at_the_end_of_the_interpreter(run_python, reference):
+    """No thread can be started any more when `atexit` functions run."""
+    for layer in LAYERS.values():
+        code = PRELUDE + layer + "import atexit\natexit.register(lambda: print(bits()))\nimport concurrent.futures.thread"
+        assert run_python(code, env={"NUMBA_NUM_THREADS": "3"}).strip() == reference
 
 
 def test_a_scene_can_fail(run_python):

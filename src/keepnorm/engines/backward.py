@@ -117,11 +117,13 @@ def _backward(
         totals = np.empty((3, plan.cells))
         dw, db = np.zeros((2, rows, w.size if inside else 1))
         memory, integers, kept, outer, *parts = fixed
-        given_and_wanted = (memory, flat(dx), flat(dy), integers, kept, outer)
+        gradient, pulled = flat(dx), flat(dy)
+        dtypes = memory.dtype, gradient.dtype
+        given_and_wanted = (memory, gradient, pulled, integers, kept, outer)
         rest = (*parts[:1], totals, *parts[1:], dw, db, eps, center, inside, through)
 
         def stage(number: int, tasks: int, part: Array = _NO_PART) -> None:
-            launch(family, min(threads_for(size), tasks), tasks, number, *given_and_wanted, part, *rest)
+            launch(family, dtypes, min(threads_for(size), tasks), tasks, number, (*given_and_wanted, part, *rest))
 
         if inside:
             stage(ROWS, rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
 
 Array = np.ndarray[Any, Any]
+
+# The dtypes that tell the kernels of one family apart, and what a kernel takes after its tasks.
+Arguments: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
 
@@ -142,43 +145,45 @@ def _normalize(
 
 def _arguments(
     x: Array, y: Array, steps: Walk, state: Array, parameters: tuple[Array, Array], eps: float, center: bool
-) -> tuple[Any, ...]:
-    """What the kernels take after their tasks."""
-    return (x, y, steps.integers, steps.kept, steps.outer, _NO_PART, state, *parameters, eps, center)
+) -> Arguments:
+    """What the launcher takes, but for the tasks."""
+    dtypes = x.dtype, y.dtype, parameters[0].dtype
+    return dtypes, (x, y, steps.integers, steps.kept, steps.outer, _NO_PART, state, *parameters, eps, center)
 
 
-def _reduce(steps: Walk, arguments: tuple[Any, ...], threads: int) -> None:
+def _reduce(steps: Walk, arguments: Arguments, threads: int) -> None:
     """Fill the state: cell by cell where there are enough cells for all threads, else block by block."""
     groups, blocks = steps.groups, steps.plan.blocks
     if threads == 1 or blocks == 1 or groups >= 4 * threads:
         _run(steps, threads, groups, MOMENTS, arguments)
         return
     part = np.empty((groups * blocks, 4, steps.plan.chunk))
-    arguments = (*arguments[:5], part, *arguments[6:])
+    dtypes, given = arguments
+    arguments = dtypes, (*given[:5], part, *given[6:])
     _run(steps, threads, groups * blocks, STATES, arguments)
     _run(steps, threads if steps.cells * blocks > SERIAL // 16 else 1, groups, MERGE, arguments)
 
 
-def _apply_given(steps: Walk, arguments: tuple[Any, ...], threads: int) -> None:
+def _apply_given(steps: Walk, arguments: Arguments, threads: int) -> None:
     """The affine step with states that no reduction has written."""
     _run(steps, 1, steps.groups, CENTERS, arguments)
     _apply(steps, arguments, threads)
 
 
-def _apply(steps: Walk, arguments: tuple[Any, ...], threads: int) -> None:
+def _apply(steps: Walk, arguments: Arguments, threads: int) -> None:
     plan = steps.plan
     tasks = steps.groups * (plan.blocks if plan.lanes else plan.positions * plan.pieces)
     _run(steps, threads, tasks, APPLY, arguments)
 
 
-def _run(steps: Walk, threads: int, count: int, stage: int, arguments: tuple[Any, ...]) -> None:
+def _run(steps: Walk, threads: int, count: int, stage: int, arguments: Arguments) -> None:
     """Run the tasks of one stage."""
-    _launch()(steps.family, threads if threads < count else count, count, stage, *arguments)
+    _launch()(steps.family, arguments[0], threads if threads < count else count, count, stage, arguments[1])
 
 
 @cache
 def _launch() -> Callable[..., None]:
-    """The launcher of kernels; Numba is loaded at the first of them."""
+    """The launcher of kernels, loaded at the first of them."""
     from keepnorm.kernels.launch import run
 
     return run

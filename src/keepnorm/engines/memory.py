@@ -67,8 +67,7 @@ class _Span:
     __slots__ = ("__array_interface__", "owner")
 
     def __init__(self, address: int, items: int, dtype: np.dtype[Any], owner: Array) -> None:
-        # Marked as writable even if the owner is not, since Numba would compile every kernel anew for read-only
-        # arrays; no kernel writes to x.
+        # Marked as writable even if the owner is not: no kernel writes to x.
         self.__array_interface__ = {
             "data": (address, False),
             "shape": (items,),
@@ -81,7 +80,7 @@ class _Span:
 
 @lru_cache(maxsize=1)
 def _record_types() -> dict[str, np.dtype[Any]]:
-    from keepnorm.kernels.scalars import BFLOAT16, FLOAT16
+    from keepnorm.kernels.records import BFLOAT16, FLOAT16
 
     return {"float16": FLOAT16, "bfloat16": BFLOAT16, "bool": np.dtype(np.uint8)}
 
@@ -101,10 +100,9 @@ def readable(x: Array) -> Array:
 
 
 def flat(x: Array) -> Array:
-    """The memory from the first to the last byte of x as one contiguous array of the kernels' dtype."""
-    if x.flags.c_contiguous and x.flags.writeable:
-        whole = x.reshape(-1)
-        return whole if x.dtype in _PLAIN else whole.view(_record_types()[x.dtype.name])
+    """The memory from the first to the last byte of x as a contiguous array, of any rank, of the kernels' dtype."""
+    if x.flags.c_contiguous:
+        return x if x.dtype in _PLAIN else x.view(_record_types()[x.dtype.name])
     low = high = 0
     for n, step in zip(x.shape, x.strides, strict=True):
         if step < 0:
@@ -236,8 +234,8 @@ def parameters_for(steps: Walk, weight: Array | None, bias: Array | None, y: Arr
             return UNIT
         w, b = (UNIT[0] if weight is None else weight), (UNIT[1] if bias is None else bias)
         if steps.affine_in_order and _is_plain(w) and _is_plain(b) and (new or (apart(w, y) and apart(b, y))):
-            w = w.reshape(-1) if w is not UNIT[0] else np.ones(b.size, _SINGLE)
-            return w, b.reshape(-1) if b is not UNIT[1] else np.zeros(w.size, _SINGLE)
+            w = w if w is not UNIT[0] else np.ones(b.size, _SINGLE)
+            return w, b if b is not UNIT[1] else np.zeros(w.size, _SINGLE)
     return parameters(steps, weight, bias)
 
 

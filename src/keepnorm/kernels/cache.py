@@ -1,96 +1,22 @@
-"""Compile with Numba and keep the machine code on disk, quietly: no folder, no space, no permission is ever an error.
+"""Machine code on disk, quietly: no folder, no space, no permission is ever an error.
 
-Numba's own cache does not notice a changed helper in another file and raises where no folder can be written. Here the
-stamp of an entry is a hash of all kernel sources, and a cache that fails is a cache that misses.
+An entry is good for one state of the kernels' sources, one Numba, one processor, and one kind of Python; what does not
+match has another name. A cache that fails is a cache that misses.
 """
 
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+import sysconfig
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from pickle import PickleError
-from typing import Any, TypeVar
+from tempfile import NamedTemporaryFile
 
-from numba import njit
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+_DIGEST = 32  # bytes of a SHA-256
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-# Enough to vectorise sums. Not "nnan" and "ninf": NaN and Inf exist.
-FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-
-
-def entry(parallel: bool = False) -> Callable[[F], F]:
-    """Decorate a kernel that Python calls: no GIL, and its machine code is kept on disk with all that it calls."""
-
-    def decorate(function: F) -> F:
-        dispatcher = njit(nogil=True, parallel=parallel, error_model="numpy")(function)
-        if folder():
-            dispatcher._cache = QuietCache(function)
-        kernel: F = dispatcher
-        return kernel
-
-    return decorate
-
-
-class _NoMachineCode:
-    """Takes the place of the code generator for what is never run on its own."""
-
-    @staticmethod
-    def set_env(name: str, environment: Any) -> None:
-        """There is no code that would look the environment up."""
-
-
-class _Inlined(JITCodeLibrary):  # type: ignore[misc]
-    """A function that is inlined into all its callers: optimised and translated with them, and not alone before.
-
-    Numba does both for every function at every level of calls, which was a quarter of the time of a first call.
-    """
-
-    codegen = _NoMachineCode
-
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
-        self._finalized = True
-
-
-class _InlineCompiler(Compiler):  # type: ignore[misc]
-    """Numba's compiler, with `_Inlined` for the result."""
-
-    def __init__(self, typing_context: Any, target_context: Any, _: None, *rest: Any) -> None:
-        library = _Inlined(target_context.codegen(), "inlined")
-        super().__init__(typing_context, target_context, library, *rest)
-
-
-# Inlined, since a call with eight arrays hands over sixty words; without wrappers, since Python never calls it.
-_INSIDE = {
-    "nogil": True,
-    "error_model": "numpy",
-    "forceinline": True,
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-    "pipeline_class": _InlineCompiler,
-}
-
-
-def helper(function: F) -> F:
-    """Decorate what only kernels call. Its sums may be reordered, so that they become vectors."""
-    inner: F = njit(fastmath=FASTMATH, **_INSIDE)(function)
-    return inner
-
-
-def exact(function: F) -> F:
-    """Decorate what only kernels call and what must keep the order of its operations."""
-    # Said explicitly: Numba hands the fastmath of a caller down to callees that do not say theirs.
-    inner: F = njit(fastmath=False, **_INSIDE)(function)
-    return inner
+# What Numba reads from the environment (with NUMBA_ before it) and what changes its code.
+_SETTINGS = ("CPU_NAME", "CPU_FEATURES", "ENABLE_AVX", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
 
 
 @cache
@@ -114,63 +40,51 @@ def folder() -> str:
 
 @cache
 def stamp() -> str:
-    """A hash of the sources of all CPU kernels: one changed line anywhere compiles anew."""
+    """A hash of all that machine code depends on but the layout of its arguments: one changed line compiles anew."""
+    from keepnorm.kernels.native import processor
+
     digest = hashlib.sha256()
     for path in sorted(p for p in Path(__file__).parent.glob("*.py") if not p.name.startswith("cuda")):
         digest.update(path.read_bytes())
+    settings = (f"{name}={os.environ.get(f'NUMBA_{name}')}" for name in _SETTINGS)
+    for fact in (_numba(), processor(), sysconfig.get_platform(), sys.version, str(object.__basicsize__), *settings):
+        digest.update(f"\n{fact}".encode())
     return digest.hexdigest()
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
-    """Tells Numba where entries lie and what they depend on."""
-
-    def __init__(self, function: Callable[..., Any], path: str) -> None:
-        self._py_file = path
-        self._name = function.__module__
-
-    def get_cache_path(self) -> str:
-        return folder()
-
-    def get_source_stamp(self) -> str:
-        return stamp()
-
-    def get_disambiguator(self) -> str:
-        return hashlib.sha256(self._py_file.encode()).hexdigest()[:10]
-
-    @classmethod
-    def from_function(cls, function: Callable[..., Any], path: str) -> "_Locator":
-        return cls(function, path)
+def _numba() -> str:
+    """Which Numba is installed, without loading it."""
+    spec = find_spec("numba")
+    files = [Path(folder) / "_version.py" for folder in (spec.submodule_search_locations or ())] if spec else []
+    return "".join(file.read_text() for file in files if file.is_file())
 
 
-class _Entries(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_Locator,)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        from numba.core import config
-
-        # NUMBA_CACHE_LOCATOR_CLASSES would replace the locator, and with it the promise to be quiet.
-        chosen, config.CACHE_LOCATOR_CLASSES = getattr(config, "CACHE_LOCATOR_CLASSES", ""), ""  # none before Numba 0.62
-        try:
-            super().__init__(function)
-        finally:
-            config.CACHE_LOCATOR_CLASSES = chosen
+def _path(name: str) -> Path:
+    return Path(folder()) / f"{name}.o"
 
 
-class QuietCache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache on disk, where an entry that cannot be read or written is only a miss."""
+def read(name: str) -> bytes | None:
+    """The entry of a name, or None."""
+    if not folder():
+        return None
+    try:
+        data = _path(name).read_bytes()
+    except OSError:
+        return None
+    digest, code = data[:_DIGEST], data[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == digest else None
 
-    _impl_class = _Entries
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Read a compiled kernel, or None."""
-        try:
-            return super().load_overload(sig, target_context)
-        except (OSError, EOFError, PickleError, AttributeError, ImportError, ValueError):
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Write a compiled kernel, if that is possible."""
-        try:
-            super().save_overload(sig, data)
-        except (OSError, EOFError, PickleError):
-            self.disable()
+def write(name: str, code: bytes) -> None:
+    """Keep an entry, if that is possible: as a whole, or not at all."""
+    if not folder():
+        return
+    part = None
+    try:
+        with NamedTemporaryFile(dir=folder(), suffix=".part", delete=False) as file:
+            part = Path(file.name)
+            file.write(hashlib.sha256(code).digest() + code)
+        part.replace(_path(name))
+    except OSError:
+        if part is not None:
+            part.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from numpy import float32, uint32
 
-from keepnorm.kernels.cache import exact
+from keepnorm.kernels.compile import exact
 from keepnorm.kernels.scalars import (
     AFFINE,
     INNER_AFFINE,

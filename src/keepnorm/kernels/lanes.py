@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.cache import entry, exact, helper
+from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import narrow_row, narrow_steps, set_parts
 from keepnorm.kernels.scalars import (
     AFFINE,
@@ -30,25 +30,23 @@ from keepnorm.kernels.scalars import (
     K,
     X,
     Y,
-    aligned,
     anchor,
     block_bounds,
-    borrow,
     copy_states,
     deviation,
     difference,
     is_narrow,
     is_wide,
-    keep_alive,
     merge_blocks,
     next_shift,
     offset,
-    scratch,
+    room_for,
     set_centers,
     set_states,
     store,
     widened,
 )
+from keepnorm.kernels.scratch import allocate, have, lines, release
 from keepnorm.kernels.traffic import (
     BEHIND,
     ask_ahead,
@@ -62,9 +60,9 @@ from keepnorm.kernels.traffic import (
     tile_of,
 )
 
-# Rows of the scratch of one task, each as long as a row of lanes.
+# Rows of the scratch arrays of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
-LANE_MEAN, LANE_SCALE, LANE_SHIFT, PARTS, LANE_ROWS = 0, 1, 2, 3, 5  # parts in float32 are two to a row
+LANE_MEAN, LANE_SCALE, LANE_SHIFT = range(3)
 
 
 @helper
@@ -236,11 +234,10 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
     mean = lanes[LANE_MEAN, :full]
     scale = lanes[LANE_SCALE, :full]
     shift = lanes[LANE_SHIFT, :full]
-    half = parts.shape[1] // 2
     high = parts[0, :full]
-    factor = parts[0, half : half + full]
-    rest = parts[1, :full]
-    fit = parts[1, half : half + full]
+    factor = parts[1, :full]
+    rest = parts[2, :full]
+    fit = parts[3, :full]
     narrow = narrow_steps(x, y, plan, outer)
     every = False
     last = -1
@@ -271,7 +268,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             i += fold
 
 
-@entry()
+@exact
 def tasks(
     stage,
     t0,
@@ -289,37 +286,28 @@ def tasks(
     center,
 ):
     """Run the tasks [t0, t1) of a stage: as in runs.py, with a chunk of neighbouring cells for a cell and blocks for runs."""
-    x = borrow(x)
-    y = borrow(y)
-    plan = borrow(plan)
-    kept = borrow(kept)
-    outer = borrow(outer)
-    part = borrow(part)
-    state = borrow(state)
-    weight_memory = widened(weight)
-    bias_memory = widened(bias)
-    weight = borrow(weight_memory)
-    bias = borrow(bias_memory)
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
-    sums_memory = np.empty(scratch(3, full))
-    lanes_memory = np.empty(scratch(LANE_ROWS, full))
-    buffer_memory = np.empty(0 if plan[LANE_X] == 1 else full, x.dtype)
-    line_memory = np.empty(full if plan[LANE_Y] != 1 or streams(y, full) else 0, y.dtype)
-    own_memory = np.empty((blocks if stage >= 3 else 1, 4, plan[CHUNK]))
-    sums = aligned(sums_memory, 3, full)
-    lanes = aligned(lanes_memory, LANE_ROWS, full)
-    parts = lanes[PARTS:].view(np.float32)
-    buffer = borrow(buffer_memory)
-    line = borrow(line_memory)
-    own = borrow(own_memory)
+    pitch = lines(full)
+    sums = allocate((3, pitch), np.float64)
+    lanes = allocate((3, pitch), np.float64)
+    parts = allocate((4, lines(pitch)), np.float32)
+    buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
+    line = allocate((full if plan[LANE_Y] != 1 or streams(y, full) else 0,), y.dtype)
+    own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)
+    weight_room = allocate((room_for(weight),), np.float64)
+    bias_room = allocate((room_for(bias),), np.float64)
+    ready = have(sums) and have(lanes) and have(parts) and have(buffer) and have(line) and have(own)
+    ready = ready and have(weight_room) and have(bias_room)
+    weight = widened(weight, weight_room)
+    bias = widened(bias, bias_room)
     states = part if stage < 2 else own
     behind = stage == 4 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short, BEHIND)
     of_blocks = stage == 0 or stage == 2
     before = -1
-    for t in range(t0, t1):
+    for t in range(t0, t1 if ready else t0):
         group = t // blocks if of_blocks else t
         b0 = t - group * blocks if of_blocks else 0
         b1 = b0 + 1 if of_blocks else blocks
@@ -349,10 +337,12 @@ def tasks(
                     buffer, line, behind,
                 )  # fmt: skip
     finish()
-    keep_alive(weight_memory)
-    keep_alive(bias_memory)
-    keep_alive(sums_memory)
-    keep_alive(lanes_memory)
-    keep_alive(buffer_memory)
-    keep_alive(line_memory)
-    keep_alive(own_memory)
+    release(sums)
+    release(lanes)
+    release(parts)
+    release(buffer)
+    release(line)
+    release(own)
+    release(weight_room)
+    release(bias_room)
+    return 0 if ready else 1

@@ -5,7 +5,7 @@ The formulas are those of runs_backward.py, and so are the stages.
 
 import numpy as np
 
-from keepnorm.kernels.cache import entry, helper
+from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.lanes import gather, spread
 from keepnorm.kernels.scalars import (
     AFFINE,
@@ -32,17 +32,14 @@ from keepnorm.kernels.scalars import (
     X,
     Y,
     Z,
-    aligned,
     block_bounds,
-    borrow,
     center_and_scale,
     centred,
     difference,
-    keep_alive,
     offset,
-    scratch,
     store,
 )
+from keepnorm.kernels.scratch import allocate, have, lines, release
 from keepnorm.kernels.traffic import BEHIND, ask_ahead, ask_in_order, finish, is_group, place, put, streams, tile_of
 
 # Rows of the scratch of one task, each as long as a row of lanes.
@@ -234,36 +231,22 @@ def block_gradient(
             i += fold
 
 
-@entry()
+@exact
 def tasks(
     stage, t0, t1, x, dx, dy, plan, kept, outer, part, state, totals, weight, dweight, dbias, eps, center, inside, through
 ):
     """Run the tasks [t0, t1) of a stage: as in runs_backward.py, where a chunk of neighbouring cells stands for a cell."""
-    x = borrow(x)
-    dx = borrow(dx)
-    dy = borrow(dy)
-    plan = borrow(plan)
-    kept = borrow(kept)
-    outer = borrow(outer)
-    part = borrow(part)
-    state = borrow(state)
-    totals = borrow(totals)
-    weight = borrow(weight)
-    dweight = borrow(dweight)
-    dbias = borrow(dbias)
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
-    lanes_memory = np.empty(scratch(8, full))
-    lanes = aligned(lanes_memory, 8, full)
-    line_memory = np.empty(full if streams(dx, full) else 0, dx.dtype)
-    line = borrow(line_memory)
-    own_memory = np.empty((2, plan[CHUNK]))
-    own = borrow(own_memory)
+    lanes = allocate((8, lines(full)), np.float64)
+    line = allocate((full if streams(dx, full) else 0,), dx.dtype)
+    own = allocate((2, plan[CHUNK]), np.float64)
+    ready = have(lanes) and have(line) and have(own)
     behind = stage == 3 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short, BEHIND)
     groups = plan[CELLS_OUTSIDE] * chunks
-    for t in range(t0, t1):
+    for t in range(t0, t1 if ready else t0):
         first = t // blocks if stage == 0 or stage == 2 else t
         last = first + 1
         row = 0
@@ -330,6 +313,7 @@ def tasks(
                         behind,
                     )
     finish()
-    keep_alive(lanes_memory)
-    keep_alive(line_memory)
-    keep_alive(own_memory)
+    release(lanes)
+    release(line)
+    release(own)
+    return 0 if ready else 1

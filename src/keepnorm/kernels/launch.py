@@ -1,75 +1,64 @@
 """Run the tasks of a stage on one thread or on several."""
 
+import hashlib
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
-from numba import prange, typeof, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numpy import ndarray
+from keepnorm.kernels import cache, native
+from keepnorm.kernels.layout import Layout, layout_of
+from keepnorm.kernels.threads import run_apart, team
 
-from keepnorm.kernels.cache import entry
-
-_addresses: dict[Any, int] = {}
-_tasks: dict[str, Callable[..., None]] = {}
+_entries: dict[Any, Callable[..., None]] = {}
 
 
-def run(family, threads, count, stage, *arguments):
+def run(family: str, dtypes: Any, threads: int, count: int, stage: int, arguments: tuple[Any, ...]) -> None:
     """Run all tasks of a stage, each thread a contiguous range of them.
 
     Parameters
     ----------
     family : str
-        A module of kernels with a function ``tasks(stage, first, last, x, y, ...)``, loaded when it is first needed.
+        A module of kernels with a function ``tasks(stage, first, last, x, y, ...)``.
+    dtypes : hashable
+        What tells the layouts of `arguments` of one family apart.
     threads : int
         On how many threads.
     count : int
         How many tasks there are.
     stage : int
         Which stage of the family.
-    *arguments
+    arguments : tuple
         What `tasks` takes after its range.
+
+    Raises
+    ------
+    MemoryError
+        If there is no memory for the scratch arrays of a task.
     """
-    tasks = _tasks.get(family)
-    if tasks is None:
-        tasks = _tasks[family] = import_module(f"keepnorm.kernels.{family}").tasks
+    entry = _entries.get((family, dtypes))
+    if entry is None:
+        entry = _entries[family, dtypes] = _entry(family, layout_of(family, arguments))
     if threads == 1:
-        tasks(stage, 0, count, *arguments)
+        entry(0, 1, 0, count, stage, *arguments)
         return
-    key = (family, *(a.dtype for a in arguments if type(a) is ndarray))
-    address = _addresses.get(key)
-    if address is None:
-        address = _addresses[key] = _address(tasks, (stage, 0, count, *arguments))
-    _parallel(address, threads, count, stage, *arguments)
+    parallel = team()
+    if parallel:
+        entry(parallel, threads, 0, count, stage, *arguments)
+    else:
+        run_apart(threads, lambda t: entry(0, 1, t * count // threads, (t + 1) * count // threads, stage, *arguments))
 
 
-def _address(kernel, arguments):
-    """Where the machine code of a kernel lies, compiled for these arguments."""
-    signature = tuple(typeof(a) for a in arguments)
-    kernel.compile(signature)
-    compiled_kernel = kernel.overloads[signature]
-    return compiled_kernel.library.get_pointer_to_function(compiled_kernel.fndesc.llvm_func_name)
+def _entry(family: str, layout: Layout) -> Callable[..., None]:
+    """The machine code of a kernel for one layout of its arguments, from the disk or compiled now."""
+    symbol = f"{family}_{hashlib.sha256(f'{cache.stamp()} {layout}'.encode()).hexdigest()[:32]}"
+    code = cache.read(symbol)
+    if code is not None:
+        try:
+            return native.load(code, symbol)
+        except RuntimeError:
+            pass  # from a system with other libraries
+    from keepnorm.kernels.compile import object_code
 
-
-@intrinsic
-def _call(typing, address, arguments):
-    """Call a compiled kernel by its address: linked by name, it would be compiled again with its caller, for seconds."""
-
-    def generate(context, builder, signature, values):
-        kinds = signature.args[1].types
-        function = context.call_conv.get_function_type(signature.return_type, kinds)
-        pointer = builder.inttoptr(values[0], function.as_pointer())
-        items = cgutils.unpack_tuple(builder, values[1], len(kinds))
-        status, result = context.call_conv.call_function(builder, pointer, signature.return_type, kinds, items)
-        with cgutils.if_unlikely(builder, status.is_error):
-            context.call_conv.return_status_propagate(builder, status)
-        return result
-
-    return types.none(address, arguments), generate
-
-
-@entry(parallel=True)
-def _parallel(address, threads, count, stage, *arguments):
-    for t in prange(threads):
-        _call(address, (stage, t * count // threads, (t + 1) * count // threads, *arguments))
+    code = object_code(family, layout, symbol)
+    entry = native.load(code, symbol)
+    cache.write(symbol, code)
+    return entry

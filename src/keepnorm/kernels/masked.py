@@ -6,7 +6,7 @@ the first value that the mask lets through.
 
 import numpy as np
 
-from keepnorm.kernels.cache import entry, helper
+from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.scalars import (
     BASE_X,
     BASE_Y,
@@ -29,7 +29,6 @@ from keepnorm.kernels.scalars import (
     Y,
     anchor,
     block_bounds,
-    borrow,
     copy_states,
     difference,
     is_wide,
@@ -39,6 +38,7 @@ from keepnorm.kernels.scalars import (
     offset,
     set_state,
 )
+from keepnorm.kernels.scratch import allocate, have, release
 
 
 @helper
@@ -148,22 +148,16 @@ def run_block(x, mask, plan, outer, x_start, m_start, b, part):
         shift = part[K, 0] + part[DELTA, 0]
 
 
-@entry()
+@exact
 def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
     """Run the tasks [t0, t1): blocks in stage 0, the merge of cells in stage 1."""
-    x = borrow(x)
-    mask = borrow(mask)
-    plan = borrow(plan)
-    kept = borrow(kept)
-    outer = borrow(outer)
-    part = borrow(part)
-    state = borrow(state)
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
-    lanes = np.empty((4, plan[FOLD] * plan[CHUNK] * short))
+    lanes = allocate((4, plan[FOLD] * plan[CHUNK] * short), np.float64)
+    ready = have(lanes)
     plain = plan[LANE_KEPT] * short * plan[FOLD] == 1 and plan[INNER_X] == 1 and plan[INNER_Y] == 1
-    for t in range(t0, t1):
+    for t in range(t0, t1 if ready else t0):
         group = t // blocks if stage == 0 else t
         position = group // chunks
         k0 = (group - position * chunks) * plan[CHUNK]
@@ -179,3 +173,5 @@ def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
         else:
             merge_blocks(part, t * blocks, blocks, cells)
             copy_states(part[t * blocks], state, offset(kept, position, CELL) + k0, cells)
+    release(lanes)
+    return 0 if ready else 1

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.cache import entry, exact, helper
+from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.scalars import (
     AFFINE,
@@ -27,21 +27,21 @@ from keepnorm.kernels.scalars import (
     Y,
     anchor,
     block_bounds,
-    borrow,
     centred,
     copy_states,
     deviation,
     difference,
     is_narrow,
     is_wide,
-    keep_alive,
     merge_blocks,
     offset,
+    room_for,
     set_centers,
     set_state,
     store,
     widened,
 )
+from keepnorm.kernels.scratch import allocate, have, release
 from keepnorm.kernels.traffic import BEHIND, LINE, ask_ahead, finish, gathered, is_group, place, put, streams
 
 
@@ -151,7 +151,7 @@ def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, bu
             put(line, y, y0 + i * plan[INNER_Y], plan[INNER_Y], m)
 
 
-@entry()
+@exact
 def tasks(
     stage,
     t0,
@@ -174,26 +174,18 @@ def tasks(
     piece of a run, in the order of the memory; stages 3 (moments) and 4 (moments and affine step) do all that a cell
     needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
     """
-    x = borrow(x)
-    y = borrow(y)
-    plan = borrow(plan)
-    kept = borrow(kept)
-    outer = borrow(outer)
-    part = borrow(part)
-    state = borrow(state)
-    weight_memory = widened(weight)
-    bias_memory = widened(bias)
-    weight = borrow(weight_memory)
-    bias = borrow(bias_memory)
     blocks = plan[BLOCKS]
     behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
-    buffer_memory = np.empty(0 if plan[INNER_X] == 1 else max(LINE, plan[ROWS]), x.dtype)
-    own_memory = np.empty((blocks if stage >= 3 else 1, 4, 1))
-    line_memory = np.empty(LINE if plan[INNER_Y] != 1 or streams(y, plan[INNER]) else 0, y.dtype)
-    buffer = borrow(buffer_memory)
-    line = borrow(line_memory)
-    states = part if stage < 2 else borrow(own_memory)
-    for t in range(t0, t1):
+    buffer = allocate((0 if plan[INNER_X] == 1 else max(LINE, plan[ROWS]),), x.dtype)
+    own = allocate((blocks if stage >= 3 else 0, 4, 1), np.float64)
+    line = allocate((LINE if plan[INNER_Y] != 1 or streams(y, plan[INNER]) else 0,), y.dtype)
+    weight_room = allocate((room_for(weight),), np.float64)
+    bias_room = allocate((room_for(bias),), np.float64)
+    ready = have(buffer) and have(own) and have(line) and have(weight_room) and have(bias_room)
+    weight = widened(weight, weight_room)
+    bias = widened(bias, bias_room)
+    states = part if stage < 2 else own
+    for t in range(t0, t1 if ready else t0):
         cell = t // blocks if stage == 0 else t
         b0 = t - cell * blocks if stage == 0 else 0
         b1 = b0 + 1 if stage == 0 else blocks
@@ -218,8 +210,9 @@ def tasks(
         if stage == 2 or stage == 4:
             apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, buffer, line, behind)
     finish()
-    keep_alive(weight_memory)
-    keep_alive(bias_memory)
-    keep_alive(buffer_memory)
-    keep_alive(line_memory)
-    keep_alive(own_memory)
+    release(buffer)
+    release(own)
+    release(line)
+    release(weight_room)
+    release(bias_room)
+    return 0 if ready else 1

@@ -4,9 +4,7 @@ With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``g = dy * weight`` and sums
 ``dx = r * (g - sum(g) / n - d * r^2 * sum(g d) / n)``, ``dweight = sum(dy d) r``, ``dbias = sum(dy)``.
 """
 
-import numpy as np
-
-from keepnorm.kernels.cache import entry, helper
+from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -23,14 +21,13 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
-    borrow,
     center_and_scale,
     centred,
     difference,
-    keep_alive,
     offset,
     store,
 )
+from keepnorm.kernels.scratch import allocate, have, release
 from keepnorm.kernels.traffic import BEHIND, LINE, ask_ahead, finish, is_group, place, put, streams
 
 
@@ -172,7 +169,7 @@ def block_gradient(
             put(line, dx, y0 + i, 1, m)
 
 
-@entry()
+@exact
 def tasks(
     stage, t0, t1, x, dx, dy, plan, kept, outer, part, state, totals, weight, dweight, dbias, eps, center, inside, through
 ):
@@ -181,24 +178,12 @@ def tasks(
     Stage 0 sums blocks, stage 1 adds them up for each cell, stage 2 writes dx block by block. Stage 3 does all of it for
     each cell; stage 4 too, where weights lie inside cells, for each row of dweight and dbias, which no two tasks share.
     """
-    x = borrow(x)
-    dx = borrow(dx)
-    dy = borrow(dy)
-    plan = borrow(plan)
-    kept = borrow(kept)
-    outer = borrow(outer)
-    part = borrow(part)
-    state = borrow(state)
-    totals = borrow(totals)
-    weight = borrow(weight)
-    dweight = borrow(dweight)
-    dbias = borrow(dbias)
-    line_memory = np.empty(LINE if streams(dx, plan[INNER]) else 0, dx.dtype)
-    line = borrow(line_memory)
+    line = allocate((LINE if streams(dx, plan[INNER]) else 0,), dx.dtype)
+    ready = have(line)
     blocks = plan[BLOCKS]
     behind = stage == 3 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
     cells = plan[CELLS_OUTSIDE]
-    for t in range(t0, t1):
+    for t in range(t0, t1 if ready else t0):
         # Blocks go in the order of the memory, so that a page of dx is filled while it is new.
         first = t % cells if stage == 0 or stage == 2 else t
         last = first + 1
@@ -242,4 +227,5 @@ def tasks(
                         through, center, line, behind,
                     )  # fmt: skip
     finish()
-    keep_alive(line_memory)
+    release(line)
+    return 0 if ready else 1

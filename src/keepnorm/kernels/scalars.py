@@ -2,15 +2,11 @@
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.ir import Constant
 from numba import types
 from numba.extending import intrinsic, overload
 
-from keepnorm.kernels.cache import exact
-
-# Numba has no half types on the CPU, so that such arrays come as records of their raw bits, told apart by the field name.
-FLOAT16 = np.dtype([("float16", np.uint16)])
-BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+from keepnorm.kernels.compile import exact
+from keepnorm.kernels.scratch import have
 
 # Columns of a table of axes, as in plan.Axis.
 SIZE, CELL, AFFINE, X, Y, Z, MASK = np.arange(7)
@@ -54,63 +50,32 @@ N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
 OUTLIER = 3.0
 
 
-@intrinsic
-def borrow(typing, array):
-    """The same array without its owner: a slice of it counts no references, which threads would fight over.
-
-    Only for what somebody keeps alive: the caller its arguments, `keep_alive` a local array.
-    """
-
-    def generate(context, builder, signature, arguments):
-        kind = signature.args[0]
-        borrowed = context.make_array(kind)(context, builder, arguments[0])
-        borrowed.meminfo = Constant(borrowed.meminfo.type, None)
-        borrowed.parent = Constant(borrowed.parent.type, None)
-        return borrowed._getvalue()
-
-    return array(array), generate
-
-
-@intrinsic
-def keep_alive(typing, array):
-    """Nothing; but what is borrowed from a local array lives until here."""
-
-    def generate(context, builder, signature, arguments):
-        return context.get_dummy_value()
-
-    return types.none(array), generate
-
-
-def widened(values):
-    """Weights or biases as float64, copied where they are not: inside the kernel that costs less than in Python."""
+def widened(values, room):
+    """Weights or biases as float64, copied into `room` where they are not: inside a kernel that costs less than in Python."""
 
 
 @overload(widened)
-def _widened(values):
+def _widened(values, room):
     if values.dtype is types.float64:
-        return lambda values: values
+        return lambda values, room: values  # noqa: ARG005
 
-    def copied(values):
-        wide = np.empty(values.size)
-        for i in range(values.size):
-            wide[i] = values[i]
-        return wide
+    def copied(values, room):
+        for i in range(room.size if have(room) else 0):
+            room[i] = values[i]
+        return room
 
     return copied
 
 
-@exact
-def aligned(memory, rows, width):
-    """Part of a flat scratch array as rows that each begin on a cache line; `memory` has `scratch(rows, width)` values."""
-    pitch = (width + 7) // 8 * 8
-    skip = -(memory.ctypes.data // 8) % 8
-    return borrow(memory[skip : skip + rows * pitch]).reshape(rows, pitch)
+def room_for(values):
+    """How many values `widened` needs room for."""
 
 
-@exact
-def scratch(rows, width):
-    """How many values `aligned` needs."""
-    return rows * ((width + 7) // 8 * 8) + 8
+@overload(room_for)
+def _room_for(values):
+    if values.dtype is types.float64:
+        return lambda values: 0  # noqa: ARG005
+    return lambda values: values.size
 
 
 @intrinsic

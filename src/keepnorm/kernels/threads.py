@@ -1,13 +1,17 @@
-"""How many threads the host engine may use, and when more than one is safe.
+"""How many threads the host engine may use, when more than one is safe, and who starts them.
 
-A parallel loop is entered only where nothing can end the process: the threading layer is omp or tbb (workqueue aborts
-when two threads enter at once), this process was not forked (GNU OpenMP kills a forked child), and the caller is the
-main thread or has asked for threads with `threads(n)`. Everywhere else the same kernels run serially, with the same bits.
+More than one thread is used only where nothing can end the process: it was not forked (GNU OpenMP hangs in a forked
+child), and the caller is the main thread or has asked for threads with `threads(n)`. Everywhere else the same kernels run
+serially, with the same bits. The threads are GNU OpenMP's where the system has that, since they are awake within
+microseconds and may be those of PyTorch; elsewhere they are Python's, which the kernels leave free to run.
 """
 
+import ctypes
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,14 +20,12 @@ from pathlib import Path
 SERIAL = 32768
 
 _asked = threading.local()
-_lock = threading.Lock()
 _forked = False
 
 
 def _after_fork() -> None:
-    global _forked, _lock
+    global _forked
     _forked = True
-    _lock = threading.Lock()  # the parent may have held it at the fork
 
 
 if hasattr(os, "register_at_fork"):
@@ -34,13 +36,13 @@ if hasattr(os, "register_at_fork"):
 def threads(n: int) -> Iterator[None]:
     """Let the host engine use up to `n` threads inside this block, in this thread.
 
-    The answer has the same bits for any `n`. Without it the main thread uses all threads that Numba has
+    The answer has the same bits for any `n`. Without it the main thread uses as many as there are cores
     (``NUMBA_NUM_THREADS``, by default one for each core), and every other thread uses one.
 
     Parameters
     ----------
     n : int
-        At least 1. More than Numba has count as all that it has.
+        At least 1. More than there are cores count as one for each core.
 
     Raises
     ------
@@ -75,8 +77,8 @@ def available() -> int:
         return 1
     if asked is None and threading.get_ident() != threading.main_thread().ident:
         return 1
-    most = _launched()
-    return most if asked is None else min(asked, most)
+    count = most()
+    return count if asked is None else min(asked, count)
 
 
 def threads_for(size: int) -> int:
@@ -85,44 +87,80 @@ def threads_for(size: int) -> int:
 
 
 def layer() -> str:
-    """The threading layer that Numba chose, or why there is only one thread."""
-    if _forked:
+    """Whose threads a parallel kernel uses, or why there is only one."""
+    if _forked or not _safe():
         return "none: this process was forked"
-    import numba
-
-    _launched()
-    try:
-        chosen = str(numba.threading_layer())
-    except ValueError:
-        return "none: no threading layer could be loaded"
-    return chosen if _launched() > 1 or chosen != "workqueue" else "workqueue (not used: two callers at once would abort)"
-
-
-def _launched() -> int:
-    """How many threads Numba has, launched once; 1 where its layer is not safe."""
-    with _lock:
-        return _launch()
+    return "GNU OpenMP" if team() else "Python threads"
 
 
 @cache
-def _launch() -> int:
-    import numba
-    from numba.np.ufunc import parallel
-
-    started_before = bool(getattr(parallel, "_is_initialized", False))
-    try:
-        parallel._launch_threads()
-        layer = numba.threading_layer()
-    except (ValueError, ImportError, OSError):  # no layer: a user's choice that is not installed, or no library at all
+def most() -> int:
+    """How many threads there may be: NUMBA_NUM_THREADS, or one for each core that this process may use."""
+    if not _safe():
         return 1
-    if layer not in ("omp", "tbb") or (started_before and _workers_are_gone()):
-        return 1
-    return int(numba.get_num_threads())
-
-
-def _workers_are_gone() -> bool:
-    """Whether someone launched Numba's threads before a fork that happened before keepnorm was imported."""
     try:
-        return len(list(Path("/proc/self/task").iterdir())) == 1
+        said = int(os.environ["NUMBA_NUM_THREADS"])
+    except (KeyError, ValueError):
+        said = 0
+    if said > 0:
+        return said
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def team() -> int:
+    """The address of OpenMP's function that runs another one on several threads; 0 where there is no OpenMP."""
+    return _openmp()[0]
+
+
+def run_apart(count: int, work: Callable[[int], None]) -> None:
+    """Call ``work(0)`` to ``work(count - 1)``, the first here and each other in a thread of Python's; exceptions come here."""
+    started = []
+    for t in range(1, count):
+        try:
+            started.append(_pool().submit(work, t))
+        except RuntimeError:  # the interpreter is about to end and starts no thread any more
+            work(t)
+    work(0)
+    for future in started:
+        future.result()
+
+
+@cache
+def _openmp() -> tuple[int, bool]:
+    """The address of GOMP_parallel, and whether somebody had loaded it before."""
+    if not sys.platform.startswith("linux"):
+        return 0, False
+    loaded = _is_loaded("libgomp")
+    try:
+        library = ctypes.CDLL("libgomp.so.1")
+        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0, loaded
+    except (OSError, AttributeError):
+        return 0, loaded
+
+
+@cache
+def _safe() -> bool:
+    """Whether OpenMP's threads can be alive: not if somebody may have started them before this process was forked."""
+    address, loaded_before = _openmp()
+    return not (address and loaded_before and _is_fork())
+
+
+def _is_loaded(name: str) -> bool:
+    try:
+        return name in Path("/proc/self/maps").read_text()
     except OSError:
-        return False
+        return True
+
+
+def _is_fork() -> bool:
+    """Whether this process is a copy of another one, and has not started a program since: PF_FORKNOEXEC of Linux."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return bool(int(fields[6]) & 0x40)
+    except (OSError, ValueError, IndexError):
+        return True
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, most() - 1), thread_name_prefix="keepnorm")

@@ -11,7 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from keepnorm.kernels.cache import exact
+from keepnorm.kernels.compile import exact
+from keepnorm.kernels.scratch import address_of
 
 # Bytes of a result from which on it is written past the caches.
 STREAM = 1 << 24
@@ -148,7 +149,7 @@ def put(line, y, start, step, n):
     if line.size == 0:
         return
     size = _itemsize(y)
-    head = min((-(y.ctypes.data + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
+    head = min((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
     for k in range(head):
         y[start + k * step] = line[k]
     while head + _CACHE_LINE // size <= n:
@@ -168,7 +169,7 @@ def is_large(x, bytes_):
 def streams(y, n):
     """Whether rows of n results go past the caches."""
     row = n * _itemsize(y)
-    whole = y.ctypes.data % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
+    whole = address_of(y) % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
     return row >= (ROW if whole else LONG_ROW) and is_large(y, STREAM)
 
 

@@ -1,0 +1,114 @@
+"""Turn the kernels of a family into machine code, with Numba.
+
+A kernel is a function `tasks` and all that it calls, inlined into one function that Python can call (entry.py). None of it
+uses Numba's runtime, so that the code needs nothing but the C library and Python's own functions: it is kept on disk and
+runs in later processes without Numba (native.py).
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar
+
+from numba import from_dtype, njit, types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
+
+from keepnorm.kernels.entry import build
+from keepnorm.kernels.layout import Layout
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Enough to vectorise sums. Not "nnan" and "ninf": NaN and Inf exist.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+class _NoMachineCode:
+    """Takes the place of the code generator for what is never run on its own."""
+
+    @staticmethod
+    def set_env(name: str, environment: Any) -> None:
+        """There is no code that would look the environment up."""
+
+
+class _Inlined(JITCodeLibrary):  # type: ignore[misc]
+    """A function that is inlined into all its callers: optimised and translated with them, and not alone before.
+
+    Numba does both for every function at every level of calls, which was a quarter of the time of a first call.
+    """
+
+    codegen = _NoMachineCode
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _InlineCompiler(Compiler):  # type: ignore[misc]
+    """Numba's compiler, with `_Inlined` for the result."""
+
+    def __init__(self, typing_context: Any, target_context: Any, _: None, *rest: Any) -> None:
+        library = _Inlined(target_context.codegen(), "inlined")
+        super().__init__(typing_context, target_context, library, *rest)
+
+
+class _Object(JITCodeLibrary):  # type: ignore[misc]
+    """Optimised like everything of Numba's, and then object code instead of a part of this process."""
+
+    code: bytes
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self.code = self._codegen._tm.emit_object(self._final_module)
+        self._finalized = True
+
+
+# Inlined, since a call with eight arrays hands over sixty words; without wrappers, since Python never calls it; without
+# Numba's runtime, since nothing inside owns an array.
+_INSIDE = {
+    "nogil": True,
+    "error_model": "numpy",
+    "forceinline": True,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": _InlineCompiler,
+}
+
+
+def helper(function: F) -> F:
+    """Decorate a part of a kernel. Its sums may be reordered, so that they become vectors."""
+    inner: F = njit(fastmath=FASTMATH, **_INSIDE)(function)
+    return inner
+
+
+def exact(function: F) -> F:
+    """Decorate a part of a kernel that must keep the order of its operations, and `tasks` itself."""
+    # Said explicitly: Numba hands the fastmath of a caller down to callees that do not say theirs.
+    inner: F = njit(fastmath=False, **_INSIDE)(function)
+    return inner
+
+
+@global_compiler_lock
+def object_code(family: str, layout: Layout, symbol: str) -> bytes:
+    """Object code with a Python function of the name `symbol` that runs the tasks of a family for one layout of arguments."""
+    kernel: Any = import_module(f"keepnorm.kernels.{family}").tasks
+    kinds = tuple(_type_of(item) for item in layout)
+    kernel.compile((types.int64, types.int64, types.int64, *kinds))
+    (compiled,) = (c for c in kernel.overloads.values() if c.signature.args[3:] == kinds)
+    context = compiled.target_context
+    library = _Object(context.codegen(), symbol)
+    library.add_ir_module(build(context, library.create_ir_module(symbol), compiled.fndesc, kinds, symbol))
+    library.add_linking_library(compiled.library)
+    library.finalize()
+    return library.code
+
+
+def _type_of(item: Any) -> Any:
+    """Numba's type of one argument."""
+    if isinstance(item, tuple):
+        dtype, ndim = item
+        return types.Array(from_dtype(dtype), ndim, "C")
+    return {int: types.int64, float: types.float64, bool: types.boolean}[item]
