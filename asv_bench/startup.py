@@ -30,7 +30,7 @@ print(time.perf_counter() - start)
 
 
 def cold() -> list[float]:
-    """Seconds of the first `normalize` with an empty cache folder: Numba's import, compilation and the launch of threads."""
+    """Seconds of the first `normalize` with an empty cache folder: Numba's import, compilation and the start of threads."""
     times = []
     for _ in range(RUNS):
         with tempfile.TemporaryDirectory() as folder:

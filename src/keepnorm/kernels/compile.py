@@ -13,6 +13,7 @@ from numba import from_dtype, njit, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import overload
 
 from keepnorm.kernels.entry import build
 from keepnorm.kernels.layout import Layout
@@ -89,6 +90,12 @@ def exact(function: F) -> F:
     # Said explicitly: Numba hands the fastmath of a caller down to callees that do not say theirs.
     inner: F = njit(fastmath=False, **_INSIDE)(function)
     return inner
+
+
+def variant(function: Callable[..., Any], **options: Any) -> Callable[[F], F]:
+    """Decorate what gives the code of `function` for the types of its arguments: a part of a kernel like any other."""
+    decorate: Callable[[F], F] = overload(function, jit_options=_INSIDE, **options)
+    return decorate
 
 
 @global_compiler_lock

@@ -10,10 +10,10 @@ place, so that those stay with float64. So does a cell whose bias is so large th
 """
 
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numpy import float32, uint32
 
-from keepnorm.kernels.compile import exact
+from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.scalars import (
     AFFINE,
     INNER_AFFINE,
@@ -45,7 +45,7 @@ def _single(value):
     """A float16 or a bfloat16 as float32."""
 
 
-@overload(_single)
+@variant(_single)
 def _to_single(value):
     if "float16" in value.fields:
         return lambda value: half_to_float(value.float16)
@@ -63,7 +63,7 @@ def narrow_steps(x, y, plan, outer):
     """
 
 
-@overload(narrow_steps)
+@variant(narrow_steps)
 def _narrow_steps(x, y, plan, outer):
     if not _are_halves(x, y):
         return lambda x, y, plan, outer: False  # noqa: ARG005
@@ -83,8 +83,19 @@ def _rest(mean, w, shift):
     return shift - (mean - float32(mean)) * w
 
 
+def fits(x, y, mean, w, shift):
+    """Whether float32 is enough for the affine step of a cell from x to y: of halves, by the cell's own values."""
+
+
+@variant(fits)
+def _fits_values(x, y, mean, w, shift):
+    if _are_halves(x, y):
+        return lambda x, y, mean, w, shift: _fits(mean, w, shift)  # noqa: ARG005
+    return lambda x, y, mean, w, shift: False  # noqa: ARG005
+
+
 @exact
-def fits(mean, w, shift):
+def _fits(mean, w, shift):
     """Whether float32 is enough for a cell: a matter of its own values, never of the cells beside it."""
     size = abs(w)
     usual = size == 0.0 or LEAST_FACTOR <= size <= MOST_FACTOR
@@ -104,22 +115,32 @@ def narrow_run(x, y, mean, w, shift):
     """Normalise a contiguous run of halves with one factor and one shift."""
 
 
-@overload(narrow_run)
+@variant(narrow_run)
 def _narrow_run(x, y, mean, w, shift):
     if _are_halves(x, y):
         return lambda x, y, mean, w, shift: _run(x, y, mean, w, shift)
     return lambda x, y, mean, w, shift: None  # noqa: ARG005
 
 
-@exact
-def set_parts(mean, w, shift, high, factor, rest, fit):
+def set_parts(x, mean, w, shift, high, factor, rest, fit):
     """Work out the float32 parts of every lane from its mean, factor and shift, and 1.0 where they fit; say if all do."""
+
+
+@variant(set_parts)
+def _set_parts_of(x, mean, w, shift, high, factor, rest, fit):
+    if isinstance(x.dtype, types.Record):
+        return lambda x, mean, w, shift, high, factor, rest, fit: _set_parts(mean, w, shift, high, factor, rest, fit)  # noqa: ARG005
+    return lambda x, mean, w, shift, high, factor, rest, fit: False  # noqa: ARG005
+
+
+@exact
+def _set_parts(mean, w, shift, high, factor, rest, fit):
     every = True
     for i in range(high.size):
         high[i] = float32(mean[i])
         factor[i] = float32(w[i])
         rest[i] = float32(_rest(mean[i], w[i], shift[i]))
-        own = fits(mean[i], w[i], shift[i])
+        own = _fits(mean[i], w[i], shift[i])
         fit[i] = float32(1.0 if own else 0.0)
         every &= own
     return every
@@ -143,7 +164,7 @@ def narrow_row(x, y, mean, w, shift, high, factor, rest, fit, every):
     """Normalise one row of halves, each lane with the parts that `set_parts` has written, if they fit."""
 
 
-@overload(narrow_row)
+@variant(narrow_row)
 def _narrow_row(x, y, mean, w, shift, high, factor, rest, fit, every):
     if not _are_halves(x, y):
         return lambda x, y, mean, w, shift, high, factor, rest, fit, every: None  # noqa: ARG005

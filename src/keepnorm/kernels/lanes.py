@@ -252,7 +252,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
                 set_affine(plan, cell, j, cells, state, weight, bias, lanes)
                 last = j
                 if narrow:
-                    every = set_parts(mean, scale, shift, high, factor, rest, fit)
+                    every = set_parts(x, mean, scale, shift, high, factor, rest, fit)
             n = min(fold, i1 - i) * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step

@@ -135,7 +135,7 @@ def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, bu
         a = affine_start + offset(outer, p, AFFINE)
         w = scale * weight[a]
         shift = bias[a] - low * w
-        narrow = narrow_steps(x, y, plan, outer) and fits(mean, w, shift)
+        narrow = narrow_steps(x, y, plan, outer) and fits(x, y, mean, w, shift)
         if behind:
             ask_ahead(x, x0 + n, 0, 1, n)
         for i in range(0, n, piece):

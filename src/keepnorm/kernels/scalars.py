@@ -3,9 +3,9 @@
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from keepnorm.kernels.compile import exact
+from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.scratch import have
 
 # Columns of a table of axes, as in plan.Axis.
@@ -54,7 +54,7 @@ def widened(values, room):
     """Weights or biases as float64, copied into `room` where they are not: inside a kernel that costs less than in Python."""
 
 
-@overload(widened)
+@variant(widened)
 def _widened(values, room):
     if values.dtype is types.float64:
         return lambda values, room: values  # noqa: ARG005
@@ -71,7 +71,7 @@ def room_for(values):
     """How many values `widened` needs room for."""
 
 
-@overload(room_for)
+@variant(room_for)
 def _room_for(values):
     if values.dtype is types.float64:
         return lambda values: 0  # noqa: ARG005
@@ -122,7 +122,7 @@ def difference(value, shift):
     """The value less the shift, as float64; exact for integers of 64 bits, which float64 cannot hold."""
 
 
-@overload(difference)
+@variant(difference)
 def _difference(value, shift):
     if isinstance(value, types.Record):
         if "float16" in value.fields:
@@ -151,7 +151,7 @@ def deviation(value, mean):
     """The value less a mean, as float64; of a 64-bit integer in two steps, the whole numbers first."""
 
 
-@overload(deviation)
+@variant(deviation)
 def _deviation(value, mean):
     if value in (types.int64, types.uint64):
         most = np.float64(2**63 - 1024 if value is types.int64 else 2**64 - 2048)
@@ -174,7 +174,7 @@ def centred(value, mean, low):
     """The value less a mean in two floats; the second is below the last place of anything but 64-bit values."""
 
 
-@overload(centred)
+@variant(centred)
 def _centred(value, mean, low):
     if value in (types.float64, types.int64, types.uint64):
         return lambda value, mean, low: _less(deviation(value, mean), low)
@@ -185,7 +185,7 @@ def anchor(value):
     """The value as the shift K of its block: as float64 (64-bit integers with the last bits cleared), 0 if not finite."""
 
 
-@overload(anchor)
+@variant(anchor)
 def _anchor(value):
     if value is types.int64:
         return lambda value: (
@@ -205,7 +205,7 @@ def is_wide(x):
     """Whether the values of x have as many bits as the accumulator, so that an outlier for K costs digits of the answer."""
 
 
-@overload(is_wide)
+@variant(is_wide)
 def _is_wide(x):
     wide = x.dtype is types.float64
     return lambda x: wide  # noqa: ARG005
@@ -215,7 +215,7 @@ def store(y, i, value):
     """Write a float64 into y, rounded to its dtype."""
 
 
-@overload(store, inline="always")
+@variant(store, inline="always")
 def _store(y, i, value):
     if isinstance(y.dtype, types.Record):
         if "float16" in y.dtype.fields:
@@ -344,7 +344,7 @@ def is_narrow(y):
     """Whether y has fewer bits than the state, so that its bits can be the same for every order of summation."""
 
 
-@overload(is_narrow)
+@variant(is_narrow)
 def _is_narrow(y):
     narrow = y.dtype is not types.float64
     return lambda y: narrow  # noqa: ARG005
