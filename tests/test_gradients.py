@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
+from keepnorm.kernels.traffic import AHEAD
 from tests import oracle
 from tests.layouts import layouts
 from tests.tolerance import assert_gradient
@@ -51,6 +52,14 @@ def operands(rng, shape, keep, offset, dtype=np.float32):
     dy = (rng.standard_normal(shape) + 0.1).astype(dtype)
     weight, bias = (np.asarray(rng.standard_normal(oracle.kept_shape(x, keep)) + 1, dtype) for _ in range(2))
     return x, dy, weight, bias
+
+
+@pytest.mark.parametrize("shape", [(8209, 65), (4001, 211), (1031, 512), (1033, 513), (200_003, 3)], ids=str)
+def test_rows_that_are_summed_tile_by_tile(rng, shape):
+    """Rows side by side in memory, in arrays of more than traffic.AHEAD bytes."""
+    x, dy, weight, bias = operands(rng, shape, -1, 100.0)
+    assert x.nbytes > AHEAD
+    check(x, dy, -1, weight, bias)
 
 
 @pytest.mark.parametrize(("shape", "keep"), SUBSETS, ids=str)

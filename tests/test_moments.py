@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import keepnorm as kn
+from keepnorm.kernels.traffic import AHEAD
 from tests import oracle
 from tests.tolerance import assert_moments, assert_within, state, ulp
 
@@ -65,6 +66,19 @@ def test_single_values_merge_to_the_whole(x):
     assert_within(merged.mean, cells.mean.ravel(), ulp(cells.mean.ravel(), "float32") + 16 * state(len(x)) * reach)
     assert_within(merged.var, cells.var.ravel(), ulp(cells.var.ravel(), "float32") + 16 * state(len(x)) * reach**2)
     assert np.all(merged.var >= 0)
+
+
+# Rows side by side in memory, in arrays of more than traffic.AHEAD bytes: more than a tile of lanes, and not more than TILED.
+TILED_ROWS = [(8209, 65), (4001, 211), (2053, 256), (1031, 512), (1033, 513), (200_003, 3), (40, 61, 7, 49)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", TILED_ROWS, ids=str)
+def test_rows_that_are_summed_tile_by_tile(rng, shape, dtype):
+    x = (rng.standard_normal(shape) + 100).astype(dtype)
+    assert x.nbytes > AHEAD
+    keep = 1 if len(shape) == 4 else -1
+    assert_moments(kn.moments(x, keep), oracle.moments(x, keep), dtype)
 
 
 def test_a_long_stream_of_batches_keeps_its_digits(rng):
