@@ -51,5 +51,9 @@ def _linker() -> Any:
 
 
 def processor() -> str:
-    """The processor that code is made for: its name and its features."""
-    return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    """The processor that code is made for: its name and its features, which LLVM does not know of every system."""
+    try:
+        features = llvm.get_host_cpu_features().flatten()
+    except RuntimeError:
+        features = ""
+    return f"{llvm.get_host_cpu_name()} {features}"
