@@ -1,7 +1,7 @@
 """NumPy arrays as flat memory for the kernels: the span that an array lies in, and the plan that walks it."""
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -78,11 +78,12 @@ class _Span:
         self.owner = owner
 
 
-@lru_cache(maxsize=1)
-def _record_types() -> dict[str, np.dtype[Any]]:
+@cache
+def _record_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What stands for a dtype that Numba does not have."""
     from keepnorm.kernels.records import BFLOAT16, FLOAT16
 
-    return {"float16": FLOAT16, "bfloat16": BFLOAT16, "bool": np.dtype(np.uint8)}
+    return {"float16": FLOAT16, "bfloat16": BFLOAT16, "bool": np.dtype(np.uint8)}[dtype.name]
 
 
 _PLAIN = frozenset(np.dtype(c) for c in "fdbBhHiIlLqQ")
@@ -102,7 +103,7 @@ def readable(x: Array) -> Array:
 def flat(x: Array) -> Array:
     """The memory from the first to the last byte of x as a contiguous array, of any rank, of the kernels' dtype."""
     if x.flags.c_contiguous:
-        return x if x.dtype in _PLAIN else x.view(_record_types()[x.dtype.name])
+        return x if x.dtype in _PLAIN else x.view(_record_of(x.dtype))
     low = high = 0
     for n, step in zip(x.shape, x.strides, strict=True):
         if step < 0:
@@ -112,7 +113,7 @@ def flat(x: Array) -> Array:
     raw = np.dtype(f"u{x.itemsize}")
     address = x.__array_interface__["data"][0] + low
     whole = np.asarray(_Span(address, (high - low) // x.itemsize + 1, raw, x))
-    return whole.view(x.dtype if x.dtype in _PLAIN else _record_types()[x.dtype.name])
+    return whole.view(x.dtype if x.dtype in _PLAIN else _record_of(x.dtype))
 
 
 def walk(axes: Axes, arrays: tuple[Array, ...]) -> Walk:

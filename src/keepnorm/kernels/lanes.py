@@ -4,6 +4,7 @@ import numpy as np
 
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import narrow_row, narrow_steps, set_parts
+from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -48,7 +49,6 @@ from keepnorm.kernels.scalars import (
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
 from keepnorm.kernels.traffic import (
-    BEHIND,
     ask_ahead,
     ask_in_order,
     finish,
@@ -118,13 +118,13 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
             while i + 4 * fold <= i1:
                 for c in range(0, full, tile):
                     origin = first + i * step + c
-                    n = min(tile, full - c)
+                    n = least(tile, full - c)
                     if tile < full:
                         ask_in_order(x, origin + 3 * c, 4 * n, 4 * full)
                     add_rows(x, origin, fold * step, shift[c : c + n], s[c : c + n], q[c : c + n])
                 i += 4 * fold
         while i < i1:
-            n = min(fold, i1 - i) * width
+            n = least(fold, i1 - i) * width
             origin = first + i * step
             add_row(gathered(x, origin, lane, n, buffer), shift[:n], s[:n], q[:n])
             i += fold
@@ -253,7 +253,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
                 last = j
                 if narrow:
                     every = set_parts(x, mean, scale, shift, high, factor, rest, fit)
-            n = min(fold, i1 - i) * width
+            n = least(fold, i1 - i) * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             if behind:
@@ -304,7 +304,7 @@ def tasks(
     weight = widened(weight, weight_room)
     bias = widened(bias, bias_room)
     states = part if stage < 2 else own
-    behind = stage == 4 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short, BEHIND)
+    behind = stage == 4 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short)
     of_blocks = stage == 0 or stage == 2
     before = -1
     for t in range(t0, t1 if ready else t0):
@@ -314,7 +314,7 @@ def tasks(
         first = 0 if stage >= 3 else t if stage == 0 else t * blocks
         position = group // chunks
         k0 = (group - position * chunks) * plan[CHUNK]
-        cells = min(plan[CHUNK], plan[LANE_KEPT] - k0)
+        cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
         cell = offset(kept, position, CELL) + k0
         x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
         if stage == 0 or stage == 3 or stage == 4:

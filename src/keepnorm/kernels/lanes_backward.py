@@ -6,6 +6,7 @@ The formulas are those of runs_backward.py, and so are the stages.
 import numpy as np
 
 from keepnorm.kernels.compile import exact, helper
+from keepnorm.kernels.integers import least
 from keepnorm.kernels.lanes import gather, spread
 from keepnorm.kernels.scalars import (
     AFFINE,
@@ -40,7 +41,7 @@ from keepnorm.kernels.scalars import (
     store,
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
-from keepnorm.kernels.traffic import BEHIND, ask_ahead, ask_in_order, finish, is_group, place, put, streams, tile_of
+from keepnorm.kernels.traffic import ask_ahead, ask_in_order, finish, is_group, place, put, streams, tile_of
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 MEAN, LOW, RSTD, SUM, PRODUCT, SCALE, SLOPE, LEVEL = range(8)
@@ -106,7 +107,7 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
         i = i0
         while i + 4 * fold <= i1:
             for c in range(0, full, tile):
-                n = min(tile, full - c)
+                n = least(tile, full - c)
                 xi = x0 + i * plan[INNER_X] + c
                 zi = z0 + i * plan[INNER_Z] + c
                 if tile < full:
@@ -115,7 +116,7 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
                 add_rows(x, xi, x_step, dy, zi, z_step, mean[c : c + n], low[c : c + n], s[c : c + n], q[c : c + n])
             i += 4 * fold
         while i < i1:
-            n = min(fold, i1 - i) * width
+            n = least(fold, i1 - i) * width
             xi = x0 + i * plan[INNER_X]
             zi = z0 + i * plan[INNER_Z]
             add_row(x[xi : xi + n], dy[zi : zi + n], mean[:n], low[:n], s[:n], q[:n])
@@ -216,7 +217,7 @@ def block_gradient(
             if j != last:
                 set_gradient(plan, state, totals, cell, j, cells, weight, inside, through, center, lanes)
                 last = j
-            n = min(fold, i1 - i) * width
+            n = least(fold, i1 - i) * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             zi = z0 + i * z_step
@@ -244,7 +245,7 @@ def tasks(
     line = allocate((full if streams(dx, full) else 0,), dx.dtype)
     own = allocate((2, plan[CHUNK]), np.float64)
     ready = have(lanes) and have(line) and have(own)
-    behind = stage == 3 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short, BEHIND)
+    behind = stage == 3 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short)
     groups = plan[CELLS_OUTSIDE] * chunks
     for t in range(t0, t1 if ready else t0):
         first = t // blocks if stage == 0 or stage == 2 else t
@@ -257,7 +258,7 @@ def tasks(
         for group in range(first, last):
             position = group // chunks
             k0 = (group - position * chunks) * plan[CHUNK]
-            cells = min(plan[CHUNK], plan[LANE_KEPT] - k0)
+            cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
             cell = offset(kept, position, CELL) + k0
             x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short
             y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short

@@ -7,6 +7,7 @@ the first value that the mask lets through.
 import numpy as np
 
 from keepnorm.kernels.compile import exact, helper
+from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
     BASE_X,
     BASE_Y,
@@ -85,7 +86,7 @@ def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
             m0 = m_start + offset(outer, p, Y)
             i = i0
             while i < i1:
-                n = min(fold, i1 - i) * cells * short
+                n = least(fold, i1 - i) * cells * short
                 add_strided(
                     x, x0 + i * plan[INNER_X], plan[LANE_X], mask, m0 + i * plan[INNER_Y], plan[LANE_Y], n, lanes, sweep == 0
                 )
@@ -161,7 +162,7 @@ def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
         group = t // blocks if stage == 0 else t
         position = group // chunks
         k0 = (group - position * chunks) * plan[CHUNK]
-        cells = min(plan[CHUNK], plan[LANE_KEPT] - k0)
+        cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
         if stage == 0:
             x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
             m_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]

@@ -4,6 +4,7 @@ import numpy as np
 
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
+from keepnorm.kernels.integers import least, most
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -42,7 +43,7 @@ from keepnorm.kernels.scalars import (
     widened,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import BEHIND, LINE, ask_ahead, finish, gathered, is_group, place, put, streams
+from keepnorm.kernels.traffic import LINE, ask_ahead, finish, gathered, is_group, place, put, streams
 
 
 @helper
@@ -123,7 +124,9 @@ def block(x, plan, outer, start, b, part, buffer):
 def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, buffer, line, behind):
     """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of a cell."""
     home = offset(kept, cell, CELL)
-    mean, low, scale = state[MEAN, home], state[LOW, home], state[SCALE, home]
+    mean = state[MEAN, home]
+    low = state[LOW, home]
+    scale = state[SCALE, home]
     x_start = plan[BASE_X] + offset(kept, cell, X) + i0 * plan[INNER_X]
     y_start = plan[BASE_Y] + offset(kept, cell, Y) + i0 * plan[INNER_Y]
     affine_start = offset(kept, cell, AFFINE) + i0 * plan[INNER_AFFINE]
@@ -139,7 +142,7 @@ def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, bu
         if behind:
             ask_ahead(x, x0 + n, 0, 1, n)
         for i in range(0, n, piece):
-            m = min(piece, n - i)
+            m = least(piece, n - i)
             source = gathered(x, x0 + i * plan[INNER_X], plan[INNER_X], m, buffer)
             target = place(line, y, y0 + i, m)
             if narrow:
@@ -175,8 +178,8 @@ def tasks(
     needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
     """
     blocks = plan[BLOCKS]
-    behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
-    buffer = allocate((0 if plan[INNER_X] == 1 else max(LINE, plan[ROWS]),), x.dtype)
+    behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER])
+    buffer = allocate((0 if plan[INNER_X] == 1 else most(LINE, plan[ROWS]),), x.dtype)
     own = allocate((blocks if stage >= 3 else 0, 4, 1), np.float64)
     line = allocate((LINE if plan[INNER_Y] != 1 or streams(y, plan[INNER]) else 0,), y.dtype)
     weight_room = allocate((room_for(weight),), np.float64)
@@ -190,14 +193,17 @@ def tasks(
         b0 = t - cell * blocks if stage == 0 else 0
         b1 = b0 + 1 if stage == 0 else blocks
         first = 0 if stage >= 3 else t if stage == 0 else t * blocks
-        p0, p1, i0, i1 = 0, plan[POSITIONS], 0, plan[INNER]
+        p0 = 0
+        p1 = plan[POSITIONS]
+        i0 = 0
+        i1 = plan[INNER]
         if stage == 2:
             run = t // plan[PIECES]
             p0 = run // plan[CELLS_OUTSIDE]
             p1 = p0 + 1
             cell = run - p0 * plan[CELLS_OUTSIDE]
             i0 = (t - run * plan[PIECES]) * plan[ROWS]
-            i1 = min(i0 + plan[ROWS], i1)
+            i1 = least(i0 + plan[ROWS], i1)
         if stage == 0 or stage == 3 or stage == 4:
             start = plan[BASE_X] + offset(kept, cell, X)
             for b in range(b0, b1):

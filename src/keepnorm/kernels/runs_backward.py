@@ -5,6 +5,7 @@ With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``g = dy * weight`` and sums
 """
 
 from keepnorm.kernels.compile import exact, helper
+from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
@@ -28,7 +29,7 @@ from keepnorm.kernels.scalars import (
     store,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import BEHIND, LINE, ask_ahead, finish, is_group, place, put, streams
+from keepnorm.kernels.traffic import LINE, ask_ahead, finish, is_group, place, put, streams
 
 
 @helper
@@ -157,7 +158,7 @@ def block_gradient(
         w = weight[a]
         own = 1.0 if inside else w  # inside cells the sums hold the weights already
         for i in range(0, width, piece):
-            m = min(piece, width - i)
+            m = least(piece, width - i)
             here = x[x0 + i : x0 + i + m]
             given = dy[z0 + i : z0 + i + m]
             there = place(line, dx, y0 + i, m)
@@ -181,7 +182,7 @@ def tasks(
     line = allocate((LINE if streams(dx, plan[INNER]) else 0,), dx.dtype)
     ready = have(line)
     blocks = plan[BLOCKS]
-    behind = stage == 3 and is_group(x, plan[POSITIONS] * plan[INNER], BEHIND)
+    behind = stage == 3 and is_group(x, plan[POSITIONS] * plan[INNER])
     cells = plan[CELLS_OUTSIDE]
     for t in range(t0, t1 if ready else t0):
         # Blocks go in the order of the memory, so that a page of dx is filled while it is new.

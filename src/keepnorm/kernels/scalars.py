@@ -6,6 +6,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.integers import least
 from keepnorm.kernels.scratch import have
 
 # Columns of a table of axes, as in plan.Axis.
@@ -262,11 +263,11 @@ def block_bounds(plan, b):
     """The outer positions and the steps of the inner axis that block b covers; plan.Plan.block is its twin."""
     if plan[PIECES] == 1:
         first = b * plan[TOGETHER]
-        return first, min(first + plan[TOGETHER], plan[POSITIONS]), 0, plan[INNER]
+        return first, least(first + plan[TOGETHER], plan[POSITIONS]), 0, plan[INNER]
     position = b // plan[PIECES]
     step = plan[ROWS] * plan[FOLD]
     start = (b - position * plan[PIECES]) * step
-    return position, position + 1, start, min(start + step, plan[INNER])
+    return position, position + 1, start, least(start + step, plan[INNER])
 
 
 @exact
@@ -309,7 +310,9 @@ def merge_state(a, b, k):
     n2 = b[N, k]
     if n2 == 0.0:
         return
-    shift, delta, m2 = b[K, k], b[DELTA, k], b[M2, k]
+    shift = b[K, k]
+    delta = b[DELTA, k]
+    m2 = b[M2, k]
     n = n1 + n2
     if n1 > 0.0:
         apart = shift - a[K, k]
@@ -318,7 +321,10 @@ def merge_state(a, b, k):
         shift = a[K, k]
         m2 = a[M2, k] + (m2 + d * d * (n1 / n * n2))
         delta = a[DELTA, k] + (d * (n2 / n) if finite else delta + apart)
-    a[N, k], a[K, k], a[DELTA, k], a[M2, k] = n, shift, delta, m2
+    a[N, k] = n
+    a[K, k] = shift
+    a[DELTA, k] = delta
+    a[M2, k] = m2
 
 
 @exact

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from keepnorm.kernels.compile import exact
+from keepnorm.kernels.integers import least, most
 from keepnorm.kernels.scratch import address_of
 
 # Bytes of a result from which on it is written past the caches.
@@ -48,17 +49,6 @@ def _address(context, builder, kind, array, index):
     made = context.make_array(kind)(context, builder, array)
     size = Constant(index.type, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
     return builder.gep(builder.bitcast(made.data, _CHARS), [builder.mul(index, size)])
-
-
-@intrinsic
-def _itemsize(typing, array):
-    """Bytes of one value, known when compiling."""
-
-    def generate(context, builder, signature, arguments):
-        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
-        return context.get_constant(types.intp, size)
-
-    return types.intp(array), generate
 
 
 @intrinsic
@@ -104,7 +94,7 @@ def finish(typing):
 @exact
 def ask_ahead(x, first, step, rows, n):
     """Begin to fetch `rows` rows of n values; where many rows are read at once, the processor does not see a pattern."""
-    line = _CACHE_LINE // _itemsize(x)
+    line = _CACHE_LINE // x.itemsize
     for row in range(rows):
         start = first + row * step
         for i in range(0, n, line):
@@ -118,13 +108,13 @@ def tile_of(x, n, step):
     Four rows read from one end to the other are four streams, none long enough for the processor to foresee, and take
     twice as long as one. Tile by tile, with as many lines asked for in the order of the memory, they are one stream.
     """
-    return TILE if step == n and TILE < n <= TILED and is_large(x, AHEAD) else n
+    return TILE if step == n and TILE < n <= TILED and x.nbytes >= AHEAD else n
 
 
 @exact
 def ask_in_order(x, first, n, group):
     """Begin to fetch n values, a little ahead of x[first], and at least the `group` of values that is read now."""
-    ask_ahead(x, first + max(ASKED // _itemsize(x), group), 0, 1, n)
+    ask_ahead(x, first + most(ASKED // x.itemsize, group), 0, 1, n)
 
 
 @exact
@@ -148,8 +138,8 @@ def put(line, y, start, step, n):
     """Bring the results that `place` gave a line for to y[start:]: past the caches if they lie side by side."""
     if line.size == 0:
         return
-    size = _itemsize(y)
-    head = min((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
+    size = y.itemsize
+    head = least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
     for k in range(head):
         y[start + k * step] = line[k]
     while head + _CACHE_LINE // size <= n:
@@ -160,20 +150,14 @@ def put(line, y, start, step, n):
 
 
 @exact
-def is_large(x, bytes_):
-    """Whether an array takes at least so many bytes."""
-    return x.size * _itemsize(x) >= bytes_
-
-
-@exact
 def streams(y, n):
     """Whether rows of n results go past the caches."""
-    row = n * _itemsize(y)
+    row = n * y.itemsize
     whole = address_of(y) % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
-    return row >= (ROW if whole else LONG_ROW) and is_large(y, STREAM)
+    return row >= (ROW if whole else LONG_ROW) and y.nbytes >= STREAM
 
 
 @exact
-def is_group(x, n, bytes_):
-    """Whether n values take at most so many bytes, in an array too large for the L2 cache."""
-    return n * _itemsize(x) <= bytes_ and is_large(x, AHEAD)
+def is_group(x, n):
+    """Whether n values take at most BEHIND bytes, in an array too large for the L2 cache."""
+    return n * x.itemsize <= BEHIND and x.nbytes >= AHEAD
