@@ -205,5 +205,5 @@ def _simulated_operand(x: Array, size: int) -> Operand:
     from keepnorm.kernels.cuda_device import RAW, Memory
 
     low = sum(min(0, step * (n - 1)) for n, step in zip(x.shape, x.strides, strict=True))
-    values = flat(x).view(RAW[dtype_name(x.dtype)]) if prod(x.shape) else x.reshape(-1)
+    values = flat(x).reshape(-1).view(RAW[dtype_name(x.dtype)]) if prod(x.shape) else x.reshape(-1)
     return Operand(Memory(values), tuple(x.strides), size, -low // size)
