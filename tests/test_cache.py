@@ -91,14 +91,29 @@ os.replace = full
         assert entries(tmp_path) == []
 
 
-def test_entries_that_are_damaged_are_compiled_anew(run_python, warm, tmp_path):
-    """Emptied, cut short, or overwritten: whatever a crash leaves behind."""
-    for number, source in enumerate(entries(warm)):
+def flipped(data, place):
+    """The same bytes with one bit changed."""
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGES = {
+    "emptied": lambda data: data[:0],
+    "cut short": lambda data: data[: len(data) // 2],
+    "overwritten": lambda data: b"\x80\x04" + data[:7],
+    "one bit of the end": lambda data: flipped(data, len(data) - 1),
+    "one bit of the code": lambda data: flipped(data, len(data) // 2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_entries_that_are_damaged_are_compiled_anew(run_python, warm, tmp_path, damage):
+    """Whatever a crash or a bad disk leaves behind."""
+    for source in entries(warm):
         target = tmp_path / source.relative_to(warm)
         target.parent.mkdir(parents=True, exist_ok=True)
-        data = source.read_bytes()
-        target.write_bytes((b"", data[: len(data) // 2], b"\x80\x04garbage")[number % 3])
-    assert int(run_python(CALL, env={"NUMBA_CACHE_DIR": str(tmp_path)})) > 0
+        target.write_bytes(DAMAGES[damage](source.read_bytes()))
+    for compiled in (1, 0):  # and the entry is whole again
+        assert int(run_python(CALL, env={"NUMBA_CACHE_DIR": str(tmp_path)})) == compiled
 
 
 def test_a_process_with_another_processor_compiles_anew(run_python, warm):
@@ -176,13 +191,17 @@ class TestEntry:
         with pytest.raises(TypeError):
             call(lambda a: [np.zeros(49, np.uint8)[1:].view(np.float32), *a[1:]])
 
-    def test_too_few_arguments(self, call):
-        with pytest.raises(SystemError):
-            call(lambda a: a[:-1])
+    def test_too_few_or_too_many_arguments(self, call):
+        for change in (lambda a: a[:-1], lambda a: [*a, 1]):
+            with pytest.raises(SystemError):
+                call(change)
 
     def test_a_number_that_is_none(self, call):
-        with pytest.raises(TypeError):
-            call(lambda a: [*a[:-2], "1e-5", True])
+        for numbers in (("1e-5", True), (1e-5, "True")):
+            y = np.full(12, 7, np.float32)
+            with pytest.raises(TypeError):
+                call(lambda a, y=y, numbers=numbers: [a[0], y, *a[2:-2], *numbers])
+            assert (y == 7).all()
 
     def test_no_memory(self, call):
         def greedy(arguments):

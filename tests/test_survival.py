@@ -145,7 +145,8 @@ child = os.fork()
 if child: raise SystemExit(os.waitpid(child, 0)[1] != 0)
 """
     work = PRELUDE + "from keepnorm.kernels.threads import available, layer\nprint(bits(), available(), layer())"
-    bits, count, layer = run_python((start if started else "") + child + work, env={"NUMBA_NUM_THREADS": "3"}).split(None, 2)
+    code = (start if started else "") + child + work
+    bits, count, layer = run_python(code, env={"NUMBA_NUM_THREADS": "3"}, timeout=120).split(None, 2)
     assert (bits, int(count)) == (reference, 1 if started else 3)
     assert ("forked" in layer) == started
 

@@ -293,7 +293,7 @@ def tasks(
     pitch = lines(full)
     sums = allocate((3, pitch), np.float64)
     lanes = allocate((3, pitch), np.float64)
-    parts = allocate((4, lines(pitch)), np.float32)
+    parts = allocate((4, pitch), np.float32)
     buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
     line = allocate((full if plan[LANE_Y] != 1 or streams(y, full) else 0,), y.dtype)
     own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)

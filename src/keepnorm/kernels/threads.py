@@ -42,7 +42,7 @@ def threads(n: int) -> Iterator[None]:
     Parameters
     ----------
     n : int
-        At least 1. More than there are cores count as one for each core.
+        At least 1. More than the main thread has count as all that it has.
 
     Raises
     ------
