@@ -10,14 +10,14 @@ from keepnorm.kernels.traffic import STREAM
 # In each way to walk them, rows that end inside a cache line and, in even lanes, with one: (shape, kept axis). In float32,
 # each has more than STREAM bytes, and rows of more than ROW.
 WALKS = {
-    "long runs": ((211, 20011), 0),
-    "runs and pieces": ((40, 3, 35_003), 1),
-    "short runs": ((331, 67, 193), 1),
-    "lanes": ((20011, 211), 1),
-    "even lanes": ((20011, 224), 1),
-    "wide lanes": ((751, 5623), 1),
-    "folded lanes": ((1_400_011, 3), 1),
-    "short reduced lanes": ((331, 260, 49), 1),
+    "long runs": ((317, 20011), 0),
+    "runs and pieces": ((60, 3, 35_003), 1),
+    "short runs": ((497, 67, 193), 1),
+    "lanes": ((30011, 211), 1),
+    "even lanes": ((30011, 224), 1),
+    "wide lanes": ((1127, 5623), 1),
+    "folded lanes": ((2_100_011, 3), 1),
+    "short reduced lanes": ((497, 260, 49), 1),
 }
 WIDTHS = [np.float64, np.float16, ml_dtypes.bfloat16, np.uint8]
 

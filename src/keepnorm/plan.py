@@ -27,6 +27,10 @@ LANES = 1024  # the most lanes side by side: their accumulators stay in the L1 c
 FOLDED = 192  # the lanes that few channels are folded to: a multiple of every vector length with 3 channels
 SHORT_RUN = 128  # a reduced innermost axis shorter than this goes side by side with the kept axis before it
 GROUP_BYTES = 524288  # x of one group of cells, so that the affine step finds it in the L2 cache
+PIECE_BYTES = 65536  # x of neighbouring cells side by side: shorter pieces of memory are read at half the speed
+NEIGHBOUR_BYTES = 4194304  # all x of those cells, at most
+SINGLE_BYTES = 16384  # the same where cells are single runs: they stay in the L1 cache for the affine step
+NEIGHBOURS = 256  # neighbouring cells that go together, at most
 OPERANDS = 4  # x, y, dy, mask
 
 
@@ -71,6 +75,8 @@ class Plan:
         Blocks for each cell.
     chunk : int
         How many steps of `lane_kept` one task takes.
+    neighbours : int
+        How many cells beside each other along the innermost outer kept axis go together, at most, in the family of runs.
     fused : bool
         Whether all the data of one task's cells fit the cache, so that moments and affine step run one after the other.
     cell_order, affine_order : tuple of (int, bool)
@@ -90,6 +96,7 @@ class Plan:
     together: int
     blocks: int
     chunk: int
+    neighbours: int
     fused: bool
     cell_order: tuple[tuple[int, bool], ...]
     affine_order: tuple[tuple[int, bool], ...]
@@ -246,6 +253,7 @@ def _family(
         together=together,
         blocks=blocks,
         chunk=chunk,
+        neighbours=1 if lanes else _neighbours(kept, reduced, inner.size * itemsize),
         fused=fused,
         cell_order=cell_order,
         affine_order=affine_order,
@@ -285,3 +293,16 @@ def _chunk(cell_bytes: int, lane_kept: int, lane_reduced: int, fold: int) -> tup
         whole = -(-lane_kept // 2) if lane_kept * lane_reduced >= 128 else lane_kept  # two chunks keep two threads busy
         return max(1, min(fitting, whole)), True
     return max(1, min(lane_kept, LANES // lane_reduced)), False
+
+
+def _neighbours(kept: list[Axis], outer: list[Axis], run_bytes: int) -> int:
+    """How many neighbouring cells go together; the bits do not depend on it, since every cell is summed alone."""
+    if not kept:
+        return 1
+    if not outer:
+        fitting = SINGLE_BYTES // run_bytes
+    elif kept[-1].x <= outer[-1].x:
+        fitting = min(PIECE_BYTES // run_bytes, NEIGHBOUR_BYTES // (run_bytes * prod(a.size for a in outer)))
+    else:
+        return 1  # the runs of a cell are nearer to each other than to those of its neighbours
+    return max(1, min(fitting, kept[-1].size, NEIGHBOURS))

@@ -13,6 +13,9 @@ from keepnorm.plan import Plan, make_plan
 
 Array = np.ndarray[Any, Any]
 
+# Bytes of a group of cells, at most, whose successor is asked for, and of an array from which on that pays.
+BEHIND, AHEAD = 1 << 17, 1 << 21
+
 # Rows of the states of all cells: (n, K, delta, M2), and what the kernels work out of them.
 STATE_ROWS = 7
 
@@ -159,6 +162,8 @@ def walk_strides(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) ->
             lane.mask,
             plan.chunk,
             plan.chunks,
+            plan.neighbours,
+            _asks_ahead(plan, arrays[0][1]),
         ],
         np.int64,
     )
@@ -176,6 +181,12 @@ def walk_strides(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) ->
         plan.cells,
         plan.fused,
     )
+
+
+def _asks_ahead(plan: Plan, itemsize: int) -> bool:
+    """Whether the cells of the next task are asked for during the second step of this one: both stay in the L2 cache."""
+    group = plan.count * plan.chunk * itemsize
+    return group <= BEHIND and plan.count * plan.cells * itemsize >= AHEAD and (not plan.lanes or plan.chunks > 1)
 
 
 @lru_cache(maxsize=4096)

@@ -32,7 +32,7 @@ class _NoMachineCode:
         """There is no code that would look the environment up."""
 
 
-class _Inlined(JITCodeLibrary):  # type: ignore[misc]
+class _Inlined(JITCodeLibrary):
     """A function that is inlined into all its callers: optimised and translated with them, and not alone before.
 
     Numba does both for every function at every level of calls, which was a quarter of the time of a first call.
@@ -48,7 +48,7 @@ class _Inlined(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
-class _InlineCompiler(Compiler):  # type: ignore[misc]
+class _InlineCompiler(Compiler):
     """Numba's compiler, with `_Inlined` for the result."""
 
     def __init__(self, typing_context: Any, target_context: Any, _: None, *rest: Any) -> None:
@@ -56,7 +56,7 @@ class _InlineCompiler(Compiler):  # type: ignore[misc]
         super().__init__(typing_context, target_context, library, *rest)
 
 
-class _Object(JITCodeLibrary):  # type: ignore[misc]
+class _Object(JITCodeLibrary):
     """Optimised like everything of Numba's, and then object code instead of a part of this process."""
 
     code: bytes

@@ -103,23 +103,25 @@ def _fits(mean, w, shift):
 
 
 @exact
-def _run(x, y, mean, w, shift):
+def _run(x, xi, y, yi, n, mean, w, shift):
     high = float32(mean)
     factor = float32(w)
     rest = float32(_rest(mean, w, shift))
-    for i in range(x.size):
-        store(y, i, _fma(_single(x[i]) - high, factor, rest))
+    source = x[xi : xi + n]
+    target = y[yi : yi + n]
+    for i in range(n):
+        store(target, i, _fma(_single(source[i]) - high, factor, rest))
 
 
-def narrow_run(x, y, mean, w, shift):
+def narrow_run(x, xi, y, yi, n, mean, w, shift):
     """Normalise a contiguous run of halves with one factor and one shift."""
 
 
 @variant(narrow_run)
-def _narrow_run(x, y, mean, w, shift):
+def _narrow_run(x, xi, y, yi, n, mean, w, shift):
     if _are_halves(x, y):
-        return lambda x, y, mean, w, shift: _run(x, y, mean, w, shift)
-    return lambda x, y, mean, w, shift: None  # noqa: ARG005
+        return lambda x, xi, y, yi, n, mean, w, shift: _run(x, xi, y, yi, n, mean, w, shift)
+    return lambda x, xi, y, yi, n, mean, w, shift: None  # noqa: ARG005
 
 
 def set_parts(x, mean, w, shift, high, factor, rest, fit):
@@ -147,32 +149,36 @@ def _set_parts(mean, w, shift, high, factor, rest, fit):
 
 
 @exact
-def _row(x, y, high, factor, rest):
-    for i in range(x.size):
-        store(y, i, _fma(_single(x[i]) - high[i], factor[i], rest[i]))
+def _row(x, xi, y, yi, n, high, factor, rest):
+    source = x[xi : xi + n]
+    target = y[yi : yi + n]
+    for i in range(n):
+        store(target, i, _fma(_single(source[i]) - high[i], factor[i], rest[i]))
 
 
 @exact
-def _mixed_row(x, y, mean, w, shift, high, factor, rest, fit):
-    for i in range(x.size):
-        wide = deviation(x[i], mean[i]) * w[i] + shift[i]
-        narrow = _fma(_single(x[i]) - high[i], factor[i], rest[i])
-        store(y, i, float32(narrow) if fit[i] != 0.0 else float32(wide))
+def _mixed_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit):
+    source = x[xi : xi + n]
+    target = y[yi : yi + n]
+    for i in range(n):
+        wide = deviation(source[i], mean[i]) * w[i] + shift[i]
+        narrow = _fma(_single(source[i]) - high[i], factor[i], rest[i])
+        store(target, i, float32(narrow) if fit[i] != 0.0 else float32(wide))
 
 
-def narrow_row(x, y, mean, w, shift, high, factor, rest, fit, every):
+def narrow_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every):
     """Normalise one row of halves, each lane with the parts that `set_parts` has written, if they fit."""
 
 
 @variant(narrow_row)
-def _narrow_row(x, y, mean, w, shift, high, factor, rest, fit, every):
+def _narrow_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every):
     if not _are_halves(x, y):
-        return lambda x, y, mean, w, shift, high, factor, rest, fit, every: None  # noqa: ARG005
+        return lambda x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every: None  # noqa: ARG005
 
-    def row(x, y, mean, w, shift, high, factor, rest, fit, every):
+    def row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every):
         if every:
-            _row(x, y, high, factor, rest)
+            _row(x, xi, y, yi, n, high, factor, rest)
         else:
-            _mixed_row(x, y, mean, w, shift, high, factor, rest, fit)
+            _mixed_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit)
 
     return row

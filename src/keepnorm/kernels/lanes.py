@@ -9,12 +9,12 @@ from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
     BASE_Y,
+    BEHIND,
     BLOCKS,
     CELL,
     CHUNK,
     CHUNKS,
     FOLD,
-    INNER,
     INNER_AFFINE,
     INNER_X,
     INNER_Y,
@@ -25,7 +25,6 @@ from keepnorm.kernels.scalars import (
     LANE_Y,
     LOW,
     MEAN,
-    POSITIONS,
     REDUCED_AFFINE,
     SCALE,
     K,
@@ -34,30 +33,38 @@ from keepnorm.kernels.scalars import (
     anchor,
     block_bounds,
     copy_states,
-    deviation,
-    difference,
     is_narrow,
     is_wide,
     merge_blocks,
     next_shift,
     offset,
-    room_for,
     set_centers,
     set_states,
-    store,
-    widened,
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
 from keepnorm.kernels.traffic import (
     ask_ahead,
     ask_in_order,
     finish,
+    first_step,
     gathered,
-    is_group,
-    place,
+    is_large,
     put,
     streams,
     tile_of,
+    wants_line,
+)
+from keepnorm.kernels.vector import (
+    WIDTH,
+    deviations,
+    differences,
+    first,
+    fused,
+    load,
+    load_first,
+    save,
+    save_first,
+    write,
 )
 
 # Rows of the scratch arrays of one task, each as long as a row of lanes.
@@ -65,38 +72,58 @@ SHIFT, SUM, SQUARES = range(3)
 LANE_MEAN, LANE_SCALE, LANE_SHIFT = range(3)
 
 
-@helper
-def add_row(row, shift, s, q):
-    """Add one row to the sums of its lanes."""
-    for i in range(row.size):
-        d = difference(row[i], shift[i])
-        s[i] += d
-        q[i] += d * d
-
-
-@helper
-def add_rows(x, first, step, shift, s, q):
-    """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
-    n = shift.size
-    x0 = x[first : first + n]
-    x1 = x[first + step : first + step + n]
-    x2 = x[first + 2 * step : first + 2 * step + n]
-    x3 = x[first + 3 * step : first + 3 * step + n]
-    for i in range(n):
-        k = shift[i]
-        d0 = difference(x0[i], k)
-        d1 = difference(x1[i], k)
-        d2 = difference(x2[i], k)
-        d3 = difference(x3[i], k)
-        s[i] += (d0 + d1) + (d2 + d3)
-        q[i] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+@exact
+def add_row(x, start, n, shift, s, q, c):
+    """Add n values of one row to the sums of their lanes, the first of which is c; what is left of eight sums nobody reads."""
+    for i in range(0, n, WIDTH):
+        here = c + i
+        k = load(shift, here)
+        if i + WIDTH <= n:
+            d = differences(load(x, start + i), k)
+        else:
+            d = first(differences(load_first(x, start + i, n - i), k), n - i)
+        save(s, here, load(s, here) + d)
+        save(q, here, fused(d, d, load(q, here)))
 
 
 @exact
-def scale_row(x, y, mean, scale, shift):
-    """Normalise one row, each lane with its own mean, scale and shift."""
-    for i in range(x.size):
-        store(y, i, deviation(x[i], mean[i]) * scale[i] + shift[i])
+def add_rows(x, start, step, n, shift, s, q, c):
+    """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
+    whole = n // WIDTH * WIDTH
+    for i in range(0, whole, WIDTH):
+        here = c + i
+        there = start + i
+        k = load(shift, here)
+        d0 = differences(load(x, there), k)
+        d1 = differences(load(x, there + step), k)
+        d2 = differences(load(x, there + 2 * step), k)
+        d3 = differences(load(x, there + 3 * step), k)
+        save(s, here, load(s, here) + ((d0 + d1) + (d2 + d3)))
+        save(q, here, fused(d0, d0, fused(d1, d1, load(q, here))) + fused(d2, d2, d3 * d3))
+    if whole < n:
+        for row in range(4):
+            add_row(x, start + row * step + whole, n - whole, shift, s, q, c + whole)
+
+
+@exact
+def scale_rows(x, xi, y, yi, n, full, mean, scale, shift, past):
+    """Normalise n values, rows of `full` lanes that follow each other, each lane with its own mean, scale and shift."""
+    i = 0
+    lane = 0
+    k = first_step(y, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        m = load(mean, lane)
+        w = load(scale, lane)
+        b = load(shift, lane)
+        if k < WIDTH:
+            save_first(y, yi + i, k, deviations(load_first(x, xi + i, k), m) * w + b)
+        else:
+            write(y, yi + i, deviations(load(x, xi + i), m) * w + b, past)
+        i += k
+        lane += k
+        lane -= full if lane >= full else 0
+        k = WIDTH
 
 
 @helper
@@ -107,26 +134,26 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
     step = plan[INNER_X]
     lane = plan[LANE_X]
     full = fold * width
-    shift = sums[SHIFT, :full]
-    s = sums[SUM, :full]
-    q = sums[SQUARES, :full]
+    shift = sums[SHIFT]
+    s = sums[SUM]
+    q = sums[SQUARES]
     tile = tile_of(x, full, fold * step)
     for p in range(p0, p1):
-        first = start + offset(outer, p, X)
+        origin = start + offset(outer, p, X)
         i = i0
         if lane == 1:
             while i + 4 * fold <= i1:
                 for c in range(0, full, tile):
-                    origin = first + i * step + c
+                    here = origin + i * step + c
                     n = least(tile, full - c)
                     if tile < full:
-                        ask_in_order(x, origin + 3 * c, 4 * n, 4 * full)
-                    add_rows(x, origin, fold * step, shift[c : c + n], s[c : c + n], q[c : c + n])
+                        ask_in_order(x, here + 3 * c, 4 * n, 4 * full)
+                    add_rows(x, here, fold * step, n, shift, s, q, c)
                 i += 4 * fold
         while i < i1:
             n = least(fold, i1 - i) * width
-            origin = first + i * step
-            add_row(gathered(x, origin, lane, n, buffer), shift[:n], s[:n], q[:n])
+            source, here = gathered(x, origin + i * step, lane, n, buffer)
+            add_row(source, here, n, shift, s, q, np.int64(0))
             i += fold
 
 
@@ -145,6 +172,15 @@ def spread(row, cells, short, fold):
         again = row[f * width : (f + 1) * width]
         for i in range(width):
             again[i] = first[i]
+
+
+@helper
+def spread_round(row, cells, short, fold):
+    """The same, and the first eight lanes once more behind the last, for eight values that end in the next row."""
+    spread(row, cells, short, fold)
+    full = fold * cells * short
+    for i in range(WIDTH if full >= WIDTH else 0):
+        row[full + i] = row[i]
 
 
 @helper
@@ -201,7 +237,7 @@ def set_lanes(plan, cell, cells, state, lanes):
     """Spread the means of `cells` cells over their lanes."""
     for k in range(cells):
         lanes[LANE_MEAN, k] = state[MEAN, cell + k]
-    spread(lanes[LANE_MEAN], cells, plan[LANE_REDUCED], plan[FOLD])
+    spread_round(lanes[LANE_MEAN], cells, plan[LANE_REDUCED], plan[FOLD])
 
 
 @exact
@@ -218,8 +254,8 @@ def set_affine(plan, cell, a, cells, state, weight, bias, lanes):
             lane = k * own + r
             scale[lane] = state[SCALE, cell + k] * weight[j + r * plan[REDUCED_AFFINE]]
             shift[lane] = bias[j + r * plan[REDUCED_AFFINE]] - state[LOW, cell + k] * scale[lane]
-    spread(scale, cells * own, short // own, fold)
-    spread(shift, cells * own, short // own, fold)
+    spread_round(scale, cells * own, short // own, fold)
+    spread_round(shift, cells * own, short // own, fold)
 
 
 @helper
@@ -231,9 +267,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
     full = fold * width
     x_step = plan[INNER_X]
     y_step = plan[INNER_Y]
-    mean = lanes[LANE_MEAN, :full]
-    scale = lanes[LANE_SCALE, :full]
-    shift = lanes[LANE_SHIFT, :full]
+    mean = lanes[LANE_MEAN]
+    scale = lanes[LANE_SCALE]
+    shift = lanes[LANE_SHIFT]
     high = parts[0, :full]
     factor = parts[1, :full]
     rest = parts[2, :full]
@@ -241,6 +277,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
     narrow = narrow_steps(x, y, plan, outer)
     every = False
     last = -1
+    side_by_side = plan[LANE_X] == 1 and plan[LANE_Y] == 1 and x_step == width and y_step == width
+    together = side_by_side and plan[INNER_AFFINE] == 0 and full >= WIDTH and line.size == 0 and not narrow
+    past = line.size == 0 and (is_large(y) if together else streams(y, full))
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
         y0 = y_start + offset(outer, p, Y)
@@ -253,19 +292,20 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
                 last = j
                 if narrow:
                     every = set_parts(x, mean, scale, shift, high, factor, rest, fit)
-            n = least(fold, i1 - i) * width
+            steps = i1 - i if together else least(fold, i1 - i)
+            n = steps * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             if behind:
                 ask_ahead(x, xi + n, 0, 1, n)
-            source = gathered(x, xi, plan[LANE_X], n, buffer)
-            target = place(line, y, yi, n)
+            source, here = gathered(x, xi, plan[LANE_X], n, buffer)
+            target, there = (y, yi) if line.size == 0 else (line, 0)
             if narrow:
-                narrow_row(source, target, mean, scale, shift, high, factor, rest, fit, every)
+                narrow_row(source, here, target, there, n, mean, scale, shift, high, factor, rest, fit, every)
             else:
-                scale_row(source, target, mean[:n], scale[:n], shift[:n])
+                scale_rows(source, here, target, there, n, full, mean, scale, shift, past)
             put(line, y, yi, plan[LANE_Y], n)
-            i += fold
+            i += steps
 
 
 @exact
@@ -295,16 +335,11 @@ def tasks(
     lanes = allocate((3, pitch), np.float64)
     parts = allocate((4, pitch), np.float32)
     buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
-    line = allocate((full if plan[LANE_Y] != 1 or streams(y, full) else 0,), y.dtype)
+    line = allocate((full if wants_line(y, plan[LANE_Y], full) else 0,), y.dtype)
     own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)
-    weight_room = allocate((room_for(weight),), np.float64)
-    bias_room = allocate((room_for(bias),), np.float64)
     ready = have(sums) and have(lanes) and have(parts) and have(buffer) and have(line) and have(own)
-    ready = ready and have(weight_room) and have(bias_room)
-    weight = widened(weight, weight_room)
-    bias = widened(bias, bias_room)
     states = part if stage < 2 else own
-    behind = stage == 4 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short)
+    behind = stage == 4 and plan[BEHIND] != 0
     of_blocks = stage == 0 or stage == 2
     before = -1
     for t in range(t0, t1 if ready else t0):
@@ -343,6 +378,4 @@ def tasks(
     release(buffer)
     release(line)
     release(own)
-    release(weight_room)
-    release(bias_room)
     return 0 if ready else 1

@@ -7,19 +7,19 @@ import numpy as np
 
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.lanes import gather, spread
+from keepnorm.kernels.lanes import gather, spread_round
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
     BASE_Y,
     BASE_Z,
+    BEHIND,
     BLOCKS,
     CELL,
     CELLS_OUTSIDE,
     CHUNK,
     CHUNKS,
     FOLD,
-    INNER,
     INNER_AFFINE,
     INNER_X,
     INNER_Y,
@@ -27,7 +27,6 @@ from keepnorm.kernels.scalars import (
     KEPT_AFFINE,
     LANE_KEPT,
     LANE_REDUCED,
-    POSITIONS,
     REDUCED_AFFINE,
     N,
     X,
@@ -38,54 +37,98 @@ from keepnorm.kernels.scalars import (
     centred,
     difference,
     offset,
-    store,
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
-from keepnorm.kernels.traffic import ask_ahead, ask_in_order, finish, is_group, place, put, streams, tile_of
+from keepnorm.kernels.traffic import (
+    ask_ahead,
+    ask_in_order,
+    finish,
+    first_step,
+    is_large,
+    streams,
+    tile_of,
+)
+from keepnorm.kernels.vector import (
+    WIDTH,
+    centred_values,
+    first,
+    floats,
+    fused,
+    load,
+    load_first,
+    save,
+    save_first,
+    write,
+)
 
 # Rows of the scratch of one task, each as long as a row of lanes.
 MEAN, LOW, RSTD, SUM, PRODUCT, SCALE, SLOPE, LEVEL = range(8)
 
 
-@helper
-def add_row(x, dy, mean, low, s, q):
-    """Add dy and dy * d of one row to the sums of its lanes."""
-    for i in range(x.size):
-        g = difference(dy[i], 0.0)
-        s[i] += g
-        q[i] += g * centred(x[i], mean[i], low[i])
+@exact
+def add_row(x, xi, dy, zi, n, mean, low, s, q, c):
+    """Add dy and dy * d of n values of one row to the sums of their lanes, the first of which is c."""
+    for i in range(0, n, WIDTH):
+        here = c + i
+        if i + WIDTH <= n:
+            g = floats(load(dy, zi + i))
+            d = centred_values(load(x, xi + i), load(mean, here), load(low, here))
+        else:
+            g = floats(load_first(dy, zi + i, n - i))
+            d = first(centred_values(load_first(x, xi + i, n - i), load(mean, here), load(low, here)), n - i)
+        save(s, here, load(s, here) + g)
+        save(q, here, fused(g, d, load(q, here)))
 
 
-@helper
-def add_rows(x, x0, x_step, dy, z0, z_step, mean, low, s, q):
+@exact
+def add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c):
     """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
-    n = mean.size
-    xa = x[x0 : x0 + n]
-    xb = x[x0 + x_step : x0 + x_step + n]
-    xc = x[x0 + 2 * x_step : x0 + 2 * x_step + n]
-    xd = x[x0 + 3 * x_step : x0 + 3 * x_step + n]
-    ya = dy[z0 : z0 + n]
-    yb = dy[z0 + z_step : z0 + z_step + n]
-    yc = dy[z0 + 2 * z_step : z0 + 2 * z_step + n]
-    yd = dy[z0 + 3 * z_step : z0 + 3 * z_step + n]
-    for i in range(n):
-        m = mean[i]
-        e = low[i]
-        ga = difference(ya[i], 0.0)
-        gb = difference(yb[i], 0.0)
-        gc = difference(yc[i], 0.0)
-        gd = difference(yd[i], 0.0)
-        s[i] += (ga + gb) + (gc + gd)
-        q[i] += (ga * centred(xa[i], m, e) + gb * centred(xb[i], m, e)) + (
-            gc * centred(xc[i], m, e) + gd * centred(xd[i], m, e)
-        )
+    whole = n // WIDTH * WIDTH
+    for i in range(0, whole, WIDTH):
+        here = c + i
+        m = load(mean, here)
+        e = load(low, here)
+        xa = xi + i
+        za = zi + i
+        g0 = floats(load(dy, za))
+        g1 = floats(load(dy, za + z_step))
+        g2 = floats(load(dy, za + 2 * z_step))
+        g3 = floats(load(dy, za + 3 * z_step))
+        d0 = centred_values(load(x, xa), m, e)
+        d1 = centred_values(load(x, xa + x_step), m, e)
+        d2 = centred_values(load(x, xa + 2 * x_step), m, e)
+        d3 = centred_values(load(x, xa + 3 * x_step), m, e)
+        save(s, here, load(s, here) + ((g0 + g1) + (g2 + g3)))
+        save(q, here, fused(g0, d0, fused(g1, d1, load(q, here))) + fused(g2, d2, g3 * d3))
+    if whole < n:
+        for row in range(4):
+            add_row(x, xi + row * x_step + whole, dy, zi + row * z_step + whole, n - whole, mean, low, s, q, c + whole)
 
 
-@helper
-def gradient_row(x, dx, dy, mean, low, scale, slope, level):
-    """dx = dy * scale + d * slope + level, each lane with its own."""
-    for i in range(x.size):
-        store(dx, i, difference(dy[i], 0.0) * scale[i] + (centred(x[i], mean[i], low[i]) * slope[i] + level[i]))
+@exact
+def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
+    """dx = dy * scale + d * slope + level of n values, rows of `full` lanes that follow each other."""
+    i = 0
+    lane = 0
+    k = first_step(dx, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        m = load(lanes[MEAN], lane)
+        e = load(lanes[LOW], lane)
+        f = load(lanes[SCALE], lane)
+        b = load(lanes[SLOPE], lane)
+        c = load(lanes[LEVEL], lane)
+        if k < WIDTH:
+            d = centred_values(load_first(x, xi + i, k), m, e)
+            save_first(dx, yi + i, k, fused(floats(load_first(dy, zi + i, k)), f, fused(d, b, c)))
+        else:
+            d = centred_values(load(x, xi + i), m, e)
+            result = fused(floats(load(dy, zi + i)), f, fused(d, b, c))
+            write(dx, yi + i, result, past)
+        i += k
+        lane += k
+        lane -= full if lane >= full else 0
+        k = WIDTH
 
 
 @helper
@@ -94,10 +137,10 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
     full = fold * width
-    mean = lanes[MEAN, :full]
-    low = lanes[LOW, :full]
-    s = lanes[SUM, :full]
-    q = lanes[PRODUCT, :full]
+    mean = lanes[MEAN]
+    low = lanes[LOW]
+    s = lanes[SUM]
+    q = lanes[PRODUCT]
     x_step = fold * plan[INNER_X]
     z_step = fold * plan[INNER_Z]
     tile = tile_of(x, full, x_step) if x_step == z_step else full
@@ -113,13 +156,11 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
                 if tile < full:
                     ask_in_order(x, xi + 3 * c, 4 * n, 4 * full)
                     ask_in_order(dy, zi + 3 * c, 4 * n, 4 * full)
-                add_rows(x, xi, x_step, dy, zi, z_step, mean[c : c + n], low[c : c + n], s[c : c + n], q[c : c + n])
+                add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c)
             i += 4 * fold
         while i < i1:
             n = least(fold, i1 - i) * width
-            xi = x0 + i * plan[INNER_X]
-            zi = z0 + i * plan[INNER_Z]
-            add_row(x[xi : xi + n], dy[zi : zi + n], mean[:n], low[:n], s[:n], q[:n])
+            add_row(x, x0 + i * plan[INNER_X], dy, z0 + i * plan[INNER_Z], n, mean, low, s, q, np.int64(0))
             i += fold
 
 
@@ -168,7 +209,7 @@ def set_lanes(plan, state, cell, cells, eps, center, lanes):
     for k in range(cells):
         lanes[MEAN, k], lanes[LOW, k], lanes[RSTD, k] = center_and_scale(state, cell + k, eps, center, False)
     for row in (MEAN, LOW):
-        spread(lanes[row], cells, short, fold)
+        spread_round(lanes[row], cells, short, fold)
     for row in (SUM, PRODUCT):
         lanes[row, : fold * cells * short] = 0.0
 
@@ -191,12 +232,12 @@ def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, c
             lanes[SLOPE, lane] = slope * outside
             lanes[LEVEL, lane] = level * outside
     for row in (SCALE, SLOPE, LEVEL):
-        spread(lanes[row], cells * own, short // own, plan[FOLD])
+        spread_round(lanes[row], cells * own, short // own, plan[FOLD])
 
 
 @helper
 def block_gradient(
-    x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes, line, behind
+    x, dx, dy, plan, outer, starts, a, b, cell, cells, state, totals, weight, inside, through, center, lanes, behind
 ):
     """dx of block b of neighbouring cells."""
     p0, p1, i0, i1 = block_bounds(plan, b)
@@ -205,7 +246,11 @@ def block_gradient(
     x_step = plan[INNER_X]
     y_step = plan[INNER_Y]
     z_step = plan[INNER_Z]
+    full = fold * width
     last = -1
+    side_by_side = x_step == width and y_step == width and z_step == width
+    together = side_by_side and plan[INNER_AFFINE] == 0 and full >= WIDTH
+    past = is_large(dx) if together else streams(dx, full)
     for p in range(p0, p1):
         x0 = starts[0] + offset(outer, p, X)
         y0 = starts[1] + offset(outer, p, Y)
@@ -217,19 +262,16 @@ def block_gradient(
             if j != last:
                 set_gradient(plan, state, totals, cell, j, cells, weight, inside, through, center, lanes)
                 last = j
-            n = least(fold, i1 - i) * width
+            steps = i1 - i if together else least(fold, i1 - i)
+            n = steps * width
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             zi = z0 + i * z_step
             if behind:
                 ask_ahead(x, xi + n, 0, 1, n)
                 ask_ahead(dy, zi + n, 0, 1, n)
-            gradient_row(
-                x[xi : xi + n], place(line, dx, yi, n), dy[zi : zi + n], lanes[MEAN, :n], lanes[LOW, :n],
-                lanes[SCALE, :n], lanes[SLOPE, :n], lanes[LEVEL, :n],
-            )  # fmt: skip
-            put(line, dx, yi, 1, n)
-            i += fold
+            gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past)
+            i += steps
 
 
 @exact
@@ -242,10 +284,9 @@ def tasks(
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
     lanes = allocate((8, lines(full)), np.float64)
-    line = allocate((full if streams(dx, full) else 0,), dx.dtype)
     own = allocate((2, plan[CHUNK]), np.float64)
-    ready = have(lanes) and have(line) and have(own)
-    behind = stage == 3 and chunks > 1 and is_group(x, plan[POSITIONS] * plan[INNER] * plan[CHUNK] * short)
+    ready = have(lanes) and have(own)
+    behind = stage == 3 and plan[BEHIND] != 0
     groups = plan[CELLS_OUTSIDE] * chunks
     for t in range(t0, t1 if ready else t0):
         first = t // blocks if stage == 0 or stage == 2 else t
@@ -310,11 +351,9 @@ def tasks(
                         through,
                         center,
                         lanes,
-                        line,
                         behind,
                     )
     finish()
     release(lanes)
-    release(line)
     release(own)
     return 0 if ready else 1

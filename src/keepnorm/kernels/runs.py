@@ -1,157 +1,248 @@
-"""Kernels for plans whose innermost axis is reduced: long runs of one cell, summed in registers."""
+"""Kernels for plans whose innermost axis is reduced: runs of one cell, summed in registers.
+
+Neighbouring cells go together, position by position: their runs lie side by side, and a piece of memory of some pages is read
+twice as fast as as many short runs a row apart. Where a cell is a single run, the division and the root of one cell
+overlap with those of the others. A cell's sums do not depend on who goes with it.
+"""
 
 import numpy as np
+from numba import types
 
-from keepnorm.kernels.compile import exact, helper
+from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.integers import least, most
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
     BASE_Y,
+    BEHIND,
     BLOCKS,
     CELL,
     CELLS_OUTSIDE,
-    DELTA,
     INNER,
     INNER_AFFINE,
     INNER_X,
     INNER_Y,
     LOW,
+    M2,
     MEAN,
+    NEIGHBOURS,
     PIECES,
     POSITIONS,
     ROWS,
     SCALE,
-    K,
+    SIZE,
     X,
     Y,
     anchor,
     block_bounds,
-    centred,
     copy_states,
-    deviation,
-    difference,
     is_narrow,
-    is_wide,
+    is_outlier,
     merge_blocks,
+    next_shift,
     offset,
-    room_for,
     set_centers,
     set_state,
-    store,
-    widened,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import LINE, ask_ahead, finish, gathered, is_group, place, put, streams
+from keepnorm.kernels.traffic import (
+    LINE,
+    ask_ahead,
+    finish,
+    first_step,
+    gathered,
+    put,
+    streams,
+    wants_line,
+)
+from keepnorm.kernels.vector import (
+    WIDTH,
+    centred_values,
+    deviations,
+    differences,
+    fill,
+    first,
+    floats,
+    fused,
+    load,
+    load_first,
+    save_first,
+    total,
+    write,
+)
+
+# Rows of the scratch array of a group of cells.
+SHIFT, SUM, SQUARES = range(3)
 
 
-@helper
-def sums(x, shift):
-    """Sum x - K and (x - K)^2 over a contiguous run."""
-    s = 0.0
-    q = 0.0
-    for i in range(x.size):
-        d = difference(x[i], shift)
+@exact
+def run_sums(x, start, n, shift):
+    """Sum x - K and (x - K)^2 over a run."""
+    k = fill(shift)
+    s = s2 = q = q2 = fill(0.0)
+    i = 0
+    while i + 2 * WIDTH <= n:
+        d = differences(load(x, start + i), k)
+        e = differences(load(x, start + i + WIDTH), k)
         s += d
-        q += d * d
-    return s, q
-
-
-@helper
-def sums_of_four(x, a, b, c, d, n, shift):
-    """The same over four runs at once, each from its own first value on: short runs end in fewer additions across a vector."""
-    s = 0.0
-    q = 0.0
-    xa = x[a : a + n]
-    xb = x[b : b + n]
-    xc = x[c : c + n]
-    xd = x[d : d + n]
-    for i in range(n):
-        da = difference(xa[i], shift)
-        db = difference(xb[i], shift)
-        dc = difference(xc[i], shift)
-        dd = difference(xd[i], shift)
-        s += (da + db) + (dc + dd)
-        q += (da * da + db * db) + (dc * dc + dd * dd)
-    return s, q
+        s2 += e
+        q = fused(d, d, q)
+        q2 = fused(e, e, q2)
+        i += 2 * WIDTH
+    while i < n:
+        d = first(differences(load_first(x, start + i, n - i), k), n - i)
+        s += d
+        q = fused(d, d, q)
+        i += WIDTH
+    return total(s + s2), total(q + q2)
 
 
 @exact
-def scale_run(x, y, mean, scale, shift):
-    """Normalise a contiguous run with one scale and one shift; subtracting first keeps the digits of x - mean."""
-    for i in range(x.size):
-        store(y, i, deviation(x[i], mean) * scale + shift)
+def scale_run(x, xi, y, yi, n, mean, scale, shift, past):
+    """Normalise a run with one scale and one shift; subtracting first keeps the digits of x - mean."""
+    m = fill(mean)
+    w = fill(scale)
+    b = fill(shift)
+    i = 0
+    k = first_step(y, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        if k < WIDTH:
+            save_first(y, yi + i, k, deviations(load_first(x, xi + i, k), m) * w + b)
+        else:
+            write(y, yi + i, deviations(load(x, xi + i), m) * w + b, past)
+        i += k
+        k = WIDTH
 
 
 @exact
-def scale_run_affine(x, y, mean, low, scale, weight, bias):
-    """Normalise a contiguous run whose values each have their own weight and bias."""
-    for i in range(x.size):
-        store(y, i, centred(x[i], mean, low) * scale * weight[i] + bias[i])
+def scale_run_affine(x, xi, y, yi, n, mean, low, scale, weight, bias, a, past):
+    """Normalise a run whose values each have their own weight and bias, from affine index `a` on."""
+    m = fill(mean)
+    e = fill(low)
+    r = fill(scale)
+    i = 0
+    k = first_step(y, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        j = a + i
+        if k < WIDTH:
+            d = centred_values(load_first(x, xi + i, k), m, e)
+            save_first(y, yi + i, k, d * r * floats(load_first(weight, j, k)) + floats(load_first(bias, j, k)))
+        else:
+            result = centred_values(load(x, xi + i), m, e) * r * floats(load(weight, j)) + floats(load(bias, j))
+            write(y, yi + i, result, past)
+        i += k
+        k = WIDTH
 
 
-@helper
-def block(x, plan, outer, start, b, part, buffer):
-    """The state of block b of the cell at offset `start`."""
+@exact
+def add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer):
+    """Add the runs of block b to the sums of `count` of the cells that begin `step` apart; `cells` tells which."""
     p0, p1, i0, i1 = block_bounds(plan, b)
-    step = plan[INNER_X]
-    shift = anchor(x[start + offset(outer, p0, X) + i0 * step])
-    again = True
+    n = i1 - i0
+    shift = sums[SHIFT]
+    s = sums[SUM]
+    q = sums[SQUARES]
+    first_value = start + i0 * plan[INNER_X]
+    for p in range(p0, p1):
+        x0 = first_value + offset(outer, p, X)
+        for j in range(count):
+            k = cells[j]
+            source, here = gathered(x, x0 + k * step, plan[INNER_X], n, buffer)
+            ds, dq = run_sums(source, here, n, shift[k])
+            s[k] += ds
+            q[k] += dq
+
+
+def pick_outliers(x, part, sums, cells, count):
+    """Count the cells that had an outlier for K, name them in `cells`, and let their mean be the next K."""
+
+
+@variant(pick_outliers)
+def _pick_outliers(x, part, sums, cells, count):
+    if x.dtype is not types.float64:
+        return lambda x, part, sums, cells, count: 0  # noqa: ARG005
+
+    def pick(x, part, sums, cells, count):
+        outliers = 0
+        for j in range(count):
+            k = cells[j]
+            if is_outlier(sums[SQUARES, k], part[M2, k]):
+                cells[outliers] = k
+                sums[SHIFT, k] = next_shift(part, k)
+                outliers += 1
+        return outliers
+
+    return pick
+
+
+@exact
+def block(x, plan, outer, start, step, b, count, part, sums, cells, buffer):
+    """The states of block b of `count` cells that begin `step` apart, the first at offset `start`."""
+    p0, p1, i0, i1 = block_bounds(plan, b)
+    origin = start + offset(outer, p0, X) + i0 * plan[INNER_X]
+    n = np.float64((p1 - p0) * (i1 - i0))
+    for k in range(count):
+        cells[k] = k
+        sums[SHIFT, k] = anchor(x[origin + k * step])
     for _ in range(2):
-        s = 0.0
-        q = 0.0
-        first = start + i0 * step
-        fours = (p1 - p0) // 4 * 4 if step == 1 else 0
-        for p in range(p0, p0 + fours, 4):
-            ds, dq = sums_of_four(
-                x, first + offset(outer, p, X), first + offset(outer, p + 1, X), first + offset(outer, p + 2, X),
-                first + offset(outer, p + 3, X), i1 - i0, shift,
-            )  # fmt: skip
-            s += ds
-            q += dq
-        for p in range(p0 + fours, p1):
-            ds, dq = sums(gathered(x, first + offset(outer, p, X), step, i1 - i0, buffer), shift)
-            s += ds
-            q += dq
-        again = set_state(part, 0, np.float64((p1 - p0) * (i1 - i0)), shift, s, q)
-        if not (again and is_wide(x)):
+        for j in range(count):
+            sums[SUM, cells[j]] = 0.0
+            sums[SQUARES, cells[j]] = 0.0
+        add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer)
+        for j in range(count):
+            k = cells[j]
+            set_state(part, k, n, sums[SHIFT, k], sums[SUM, k], sums[SQUARES, k])
+        count = pick_outliers(x, part, sums, cells, count)
+        if count == 0:
             break
-        shift = part[K, 0] + part[DELTA, 0]
 
 
-@helper
-def apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, buffer, line, behind):
-    """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of a cell."""
+@exact
+def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, buffer, line, behind):
+    """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of neighbouring cells."""
     home = offset(kept, cell, CELL)
-    mean = state[MEAN, home]
-    low = state[LOW, home]
-    scale = state[SCALE, home]
     x_start = plan[BASE_X] + offset(kept, cell, X) + i0 * plan[INNER_X]
     y_start = plan[BASE_Y] + offset(kept, cell, Y) + i0 * plan[INNER_Y]
     affine_start = offset(kept, cell, AFFINE) + i0 * plan[INNER_AFFINE]
+    last = kept.shape[0] - 1
+    x_step = kept[last, X] if cells > 1 else 0
+    y_step = kept[last, Y] if cells > 1 else 0
+    affine_step = kept[last, AFFINE] if cells > 1 else 0
     n = i1 - i0
     piece = n if line.size == 0 and plan[INNER_X] == 1 else LINE
+    past = line.size == 0 and streams(y, plan[INNER])
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
         y0 = y_start + offset(outer, p, Y)
         a = affine_start + offset(outer, p, AFFINE)
-        w = scale * weight[a]
-        shift = bias[a] - low * w
-        narrow = narrow_steps(x, y, plan, outer) and fits(x, y, mean, w, shift)
-        if behind:
-            ask_ahead(x, x0 + n, 0, 1, n)
-        for i in range(0, n, piece):
-            m = least(piece, n - i)
-            source = gathered(x, x0 + i * plan[INNER_X], plan[INNER_X], m, buffer)
-            target = place(line, y, y0 + i, m)
-            if narrow:
-                narrow_run(source, target, mean, w, shift)
-            elif plan[INNER_AFFINE] == 0:
-                scale_run(source, target, mean, w, shift)
-            else:
-                scale_run_affine(source, target, mean, low, scale, weight[a + i : a + i + m], bias[a + i : a + i + m])
-            put(line, y, y0 + i * plan[INNER_Y], plan[INNER_Y], m)
+        for k in range(home, home + cells):
+            mean = state[MEAN, k]
+            low = state[LOW, k]
+            scale = state[SCALE, k]
+            w = scale * weight[a]
+            shift = bias[a] - low * w
+            narrow = narrow_steps(x, y, plan, outer) and fits(x, y, mean, w, shift)
+            if behind:
+                ask_ahead(x, x0 + cells * n, 0, 1, n)
+            i = 0
+            while i < n:
+                m = least(piece, n - i)
+                source, xi = gathered(x, x0 + i * plan[INNER_X], plan[INNER_X], m, buffer)
+                target, yi = (y, y0 + i) if line.size == 0 else (line, 0)
+                if narrow:
+                    narrow_run(source, xi, target, yi, m, mean, w, shift)
+                elif plan[INNER_AFFINE] == 0:
+                    scale_run(source, xi, target, yi, m, mean, w, shift, past)
+                else:
+                    scale_run_affine(source, xi, target, yi, m, mean, low, scale, weight, bias, a + i, past)
+                put(line, y, y0 + i * plan[INNER_Y], plan[INNER_Y], m)
+                i += m
+            x0 += x_step
+            y0 += y_step
+            a += affine_step
 
 
 @exact
@@ -174,51 +265,57 @@ def tasks(
     """Run the tasks [t0, t1) of a stage.
 
     Stage 0 (states of blocks) has a task for each block, stage 1 (merge) for each cell, stage 2 (affine step) for each
-    piece of a run, in the order of the memory; stages 3 (moments) and 4 (moments and affine step) do all that a cell
-    needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
+    piece of a run, 0 and 2 in the order of the memory; stages 3 (moments) and 4 (moments and affine step) do all that a
+    cell needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
     """
     blocks = plan[BLOCKS]
-    behind = stage == 4 and is_group(x, plan[POSITIONS] * plan[INNER])
+    pieces = plan[PIECES] if stage == 0 or stage == 2 else 1
+    outside = plan[CELLS_OUTSIDE]
+    last = kept.shape[0] - 1
+    neighbours = kept[last, SIZE] if last >= 0 else 1
+    step = kept[last, X] if last >= 0 else 0
+    together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
+    behind = stage == 4 and plan[BEHIND] != 0
     buffer = allocate((0 if plan[INNER_X] == 1 else most(LINE, plan[ROWS]),), x.dtype)
-    own = allocate((blocks if stage >= 3 else 0, 4, 1), np.float64)
-    line = allocate((LINE if plan[INNER_Y] != 1 or streams(y, plan[INNER]) else 0,), y.dtype)
-    weight_room = allocate((room_for(weight),), np.float64)
-    bias_room = allocate((room_for(bias),), np.float64)
-    ready = have(buffer) and have(own) and have(line) and have(weight_room) and have(bias_room)
-    weight = widened(weight, weight_room)
-    bias = widened(bias, bias_room)
-    states = part if stage < 2 else own
-    for t in range(t0, t1 if ready else t0):
-        cell = t // blocks if stage == 0 else t
-        b0 = t - cell * blocks if stage == 0 else 0
-        b1 = b0 + 1 if stage == 0 else blocks
-        first = 0 if stage >= 3 else t if stage == 0 else t * blocks
-        p0 = 0
-        p1 = plan[POSITIONS]
-        i0 = 0
-        i1 = plan[INNER]
-        if stage == 2:
-            run = t // plan[PIECES]
-            p0 = run // plan[CELLS_OUTSIDE]
-            p1 = p0 + 1
-            cell = run - p0 * plan[CELLS_OUTSIDE]
-            i0 = (t - run * plan[PIECES]) * plan[ROWS]
-            i1 = least(i0 + plan[ROWS], i1)
+    group_sums = allocate((3, together), np.float64)
+    group_cells = allocate((together,), np.int64)
+    own = allocate((blocks if stage >= 3 else 1, 4, together), np.float64)
+    line = allocate((LINE if wants_line(y, plan[INNER_Y], plan[INNER]) else 0,), y.dtype)
+    ready = have(buffer) and have(group_sums) and have(group_cells) and have(own) and have(line)
+    t = t0 if ready else t1
+    while t < t1:
+        run = t // pieces
+        position = run // outside if stage == 0 or stage == 2 else 0
+        cell = run - position * outside
+        cells = least(together, least(t1 - t, neighbours - cell % neighbours))
+        home = offset(kept, cell, CELL)
         if stage == 0 or stage == 3 or stage == 4:
             start = plan[BASE_X] + offset(kept, cell, X)
-            for b in range(b0, b1):
-                block(x, plan, outer, start, b, states[first + b - b0], buffer)
+            b0 = position * pieces + t - run * pieces
+            for b in range(b0, b0 + 1 if stage == 0 else blocks):
+                block(x, plan, outer, start, step, b, cells, own[b - b0], group_sums, group_cells, buffer)
+            if stage == 0:
+                for k in range(cells):
+                    for row in range(4):
+                        part[(cell + k) * blocks + b0, row, 0] = own[0, row, k]
         if stage == 1 or stage == 3 or stage == 4:
-            merge_blocks(states, first, blocks, 1)
-            copy_states(states[first], state, offset(kept, cell, CELL), 1)
+            states = part if stage == 1 else own
+            merged = t * blocks if stage == 1 else 0
+            merge_blocks(states, merged, blocks, cells)
+            copy_states(states[merged], state, home, cells)
         if stage != 0 and stage != 2:
-            set_centers(state, offset(kept, cell, CELL), 1, eps, center, is_narrow(y))
+            set_centers(state, home, cells, eps, center, is_narrow(y))
         if stage == 2 or stage == 4:
-            apply(x, y, plan, kept, outer, cell, p0, p1, i0, i1, state, weight, bias, buffer, line, behind)
+            p0 = position
+            p1 = position + 1 if stage == 2 else plan[POSITIONS]
+            i0 = (t - run * pieces) * plan[ROWS]
+            i1 = least(i0 + plan[ROWS], plan[INNER]) if stage == 2 else plan[INNER]
+            apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, buffer, line, behind)
+        t += cells
     finish()
     release(buffer)
+    release(group_sums)
+    release(group_cells)
     release(own)
     release(line)
-    release(weight_room)
-    release(bias_room)
     return 0 if ready else 1

@@ -1,173 +1,226 @@
 """The backward step of plans whose innermost axis is reduced; x, dx and dy are contiguous along it.
 
 With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``g = dy * weight`` and sums over one cell,
-``dx = r * (g - sum(g) / n - d * r^2 * sum(g d) / n)``, ``dweight = sum(dy d) r``, ``dbias = sum(dy)``.
+``dx = r * (g - sum(g) / n - d * r^2 * sum(g d) / n)``, ``dweight = sum(dy d) r``, ``dbias = sum(dy)``. Neighbouring cells go
+together, as in runs.py.
 """
 
-from keepnorm.kernels.compile import exact, helper
+from numpy import float64
+
+from keepnorm.kernels.compile import exact
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
     AFFINE,
     BASE_X,
     BASE_Y,
     BASE_Z,
+    BEHIND,
     BLOCKS,
     CELL,
     CELLS_OUTSIDE,
     INNER,
     INNER_AFFINE,
-    POSITIONS,
+    NEIGHBOURS,
+    PIECES,
+    SIZE,
     N,
     X,
     Y,
     Z,
     block_bounds,
     center_and_scale,
-    centred,
-    difference,
     offset,
-    store,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import LINE, ask_ahead, finish, is_group, place, put, streams
+from keepnorm.kernels.traffic import ask_ahead, finish, first_step, streams
+from keepnorm.kernels.vector import (
+    WIDTH,
+    centred_values,
+    fill,
+    first,
+    floats,
+    fused,
+    load,
+    load_first,
+    save,
+    save_first,
+    total,
+    write,
+)
+
+# Rows of the scratch array of a group of cells.
+COUNT, MEAN, LOW, RSTD, SUM, PRODUCT = range(6)
 
 
-@helper
-def sums(x, dy, mean, low):
+@exact
+def run_sums(x, xi, dy, zi, n, mean, low):
     """Sum dy and dy * d over a run."""
-    s = 0.0
-    q = 0.0
-    for i in range(x.size):
-        g = difference(dy[i], 0.0)
+    m = fill(mean)
+    e = fill(low)
+    s = q = fill(0.0)
+    i = 0
+    while i + WIDTH <= n:
+        g = floats(load(dy, zi + i))
         s += g
-        q += g * centred(x[i], mean, low)
-    return s, q
+        q = fused(g, centred_values(load(x, xi + i), m, e), q)
+        i += WIDTH
+    if i < n:
+        k = n - i
+        g = floats(load_first(dy, zi + i, k))
+        s += g
+        q = fused(g, first(centred_values(load_first(x, xi + i, k), m, e), k), q)
+    return total(s), total(q)
 
 
-@helper
-def sums_of_four(x, xa, xb, xc, xd, dy, ya, yb, yc, yd, n, mean, low):
-    """The same over four runs at once, each from its own first value on, as in runs.py."""
-    s = 0.0
-    q = 0.0
-    x0 = x[xa : xa + n]
-    x1 = x[xb : xb + n]
-    x2 = x[xc : xc + n]
-    x3 = x[xd : xd + n]
-    y0 = dy[ya : ya + n]
-    y1 = dy[yb : yb + n]
-    y2 = dy[yc : yc + n]
-    y3 = dy[yd : yd + n]
-    for i in range(n):
-        g0 = difference(y0[i], 0.0)
-        g1 = difference(y1[i], 0.0)
-        g2 = difference(y2[i], 0.0)
-        g3 = difference(y3[i], 0.0)
-        s += (g0 + g1) + (g2 + g3)
-        q += (g0 * centred(x0[i], mean, low) + g1 * centred(x1[i], mean, low)) + (
-            g2 * centred(x2[i], mean, low) + g3 * centred(x3[i], mean, low)
-        )
-    return s, q
-
-
-@helper
-def sums_affine(x, dy, mean, low, scale, weight, dweight, dbias):
+@exact
+def run_sums_affine(x, xi, dy, zi, n, mean, low, scale, weight, dweight, dbias, a):
     """Sum g and g * d over a run whose values have their own weights, and add to the gradients of weight and bias."""
-    s = 0.0
-    q = 0.0
-    for i in range(x.size):
-        g = difference(dy[i], 0.0)
-        d = centred(x[i], mean, low)
-        s += g * weight[i]
-        q += g * weight[i] * d
-        dweight[i] += g * d * scale
-        dbias[i] += g
-    return s, q
+    m = fill(mean)
+    e = fill(low)
+    r = fill(scale)
+    s = q = fill(0.0)
+    for i in range(0, n, WIDTH):
+        k = n - i
+        j = a + i
+        if k >= WIDTH:
+            given = floats(load(dy, zi + i))
+            d = centred_values(load(x, xi + i), m, e)
+            save(dweight, j, fused(given * d, r, load(dweight, j)))
+            save(dbias, j, load(dbias, j) + given)
+            g = given * load(weight, j)
+        else:
+            given = floats(load_first(dy, zi + i, k))
+            d = first(centred_values(load_first(x, xi + i, k), m, e), k)
+            save_first(dweight, j, k, fused(given * d, r, load_first(dweight, j, k)))
+            save_first(dbias, j, k, load_first(dbias, j, k) + given)
+            g = given * load_first(weight, j, k)
+        s += g
+        q = fused(g, d, q)
+    return total(s), total(q)
 
 
-@helper
-def gradient_run(x, dx, dy, mean, low, scale, slope, level):
+@exact
+def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past):
     """dx = dy * scale + d * slope + level."""
-    for i in range(x.size):
-        store(dx, i, difference(dy[i], 0.0) * scale + (centred(x[i], mean, low) * slope + level))
+    m = fill(mean)
+    e = fill(low)
+    f = fill(scale)
+    b = fill(slope)
+    c = fill(level)
+    i = 0
+    k = first_step(dx, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        if k < WIDTH:
+            d = centred_values(load_first(x, xi + i, k), m, e)
+            save_first(dx, yi + i, k, fused(floats(load_first(dy, zi + i, k)), f, fused(d, b, c)))
+        else:
+            d = centred_values(load(x, xi + i), m, e)
+            result = fused(floats(load(dy, zi + i)), f, fused(d, b, c))
+            write(dx, yi + i, result, past)
+        i += k
+        k = WIDTH
 
 
-@helper
-def gradient_run_affine(x, dx, dy, mean, low, weight, scale, slope, level):
-    """The same with a weight for each value."""
-    for i in range(x.size):
-        store(dx, i, difference(dy[i], 0.0) * weight[i] * scale + (centred(x[i], mean, low) * slope + level))
+@exact
+def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, slope, level, past):
+    """The same with a weight for each value, from affine index `a` on."""
+    m = fill(mean)
+    e = fill(low)
+    f = fill(scale)
+    b = fill(slope)
+    c = fill(level)
+    i = 0
+    k = first_step(dx, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        if k < WIDTH:
+            d = centred_values(load_first(x, xi + i, k), m, e)
+            g = floats(load_first(dy, zi + i, k)) * load_first(weight, a + i, k)
+            save_first(dx, yi + i, k, fused(g, f, fused(d, b, c)))
+        else:
+            d = centred_values(load(x, xi + i), m, e)
+            result = fused(floats(load(dy, zi + i)) * load(weight, a + i), f, fused(d, b, c))
+            write(dx, yi + i, result, past)
+        i += k
+        k = WIDTH
 
 
-@helper
-def block_sums(x, dy, plan, kept, outer, cell, b, mean, low, scale, weight, inside, dweight, dbias):
-    """Sum g and g * d over block b of a cell (dy and dy * d, where the weight is the same for the whole cell)."""
+@exact
+def block_sums(x, dy, plan, kept, outer, cell, cells, b, own, weight, inside, dweight, dbias):
+    """Add block b of neighbouring cells to their sums of g and g * d; of dy and dy * d, where weights hold for whole cells."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     n = i1 - i0
-    s = 0.0
-    q = 0.0
+    last = kept.shape[0] - 1
+    x_step = kept[last, X] if cells > 1 else 0
+    z_step = kept[last, Z] if cells > 1 else 0
+    affine_step = kept[last, AFFINE] if cells > 1 else 0
     x_start = plan[BASE_X] + offset(kept, cell, X) + i0
     z_start = plan[BASE_Z] + offset(kept, cell, Z) + i0
-    fours = 0 if inside else (p1 - p0) // 4 * 4
-    for p in range(p0, p0 + fours, 4):
-        ds, dq = sums_of_four(
-            x, x_start + offset(outer, p, X), x_start + offset(outer, p + 1, X), x_start + offset(outer, p + 2, X),
-            x_start + offset(outer, p + 3, X), dy, z_start + offset(outer, p, Z), z_start + offset(outer, p + 1, Z),
-            z_start + offset(outer, p + 2, Z), z_start + offset(outer, p + 3, Z), n, mean, low,
-        )  # fmt: skip
-        s += ds
-        q += dq
-    for p in range(p0 + fours, p1):
+    affine_start = offset(kept, cell, AFFINE) + i0 * plan[INNER_AFFINE]
+    for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
         z0 = z_start + offset(outer, p, Z)
-        if inside and plan[INNER_AFFINE]:
-            a = offset(kept, cell, AFFINE) + offset(outer, p, AFFINE) + i0
-            ds, dq = sums_affine(
-                x[x0 : x0 + n], dy[z0 : z0 + n], mean, low, scale, weight[a : a + n], dweight[a : a + n], dbias[a : a + n]
-            )
-        else:
-            ds, dq = sums(x[x0 : x0 + n], dy[z0 : z0 + n], mean, low)
-            if inside:
-                a = offset(kept, cell, AFFINE) + offset(outer, p, AFFINE)
-                dweight[a] += dq * scale
-                dbias[a] += ds
-                ds *= weight[a]
-                dq *= weight[a]
-        s += ds
-        q += dq
-    return s, q
+        a = affine_start + offset(outer, p, AFFINE)
+        for k in range(cells):
+            mean = own[MEAN, k]
+            low = own[LOW, k]
+            if inside and plan[INNER_AFFINE]:
+                ds, dq = run_sums_affine(x, x0, dy, z0, n, mean, low, own[RSTD, k], weight, dweight, dbias, a)
+            else:
+                ds, dq = run_sums(x, x0, dy, z0, n, mean, low)
+                if inside:
+                    dweight[a] += dq * own[RSTD, k]
+                    dbias[a] += ds
+                    ds *= weight[a]
+                    dq *= weight[a]
+            own[SUM, k] += ds
+            own[PRODUCT, k] += dq
+            x0 += x_step
+            z0 += z_step
+            a += affine_step
 
 
-@helper
-def block_gradient(
-    x, dx, dy, plan, kept, outer, cell, b, mean, low, scale, s, q, n, weight, inside, through, center, line, behind
-):
-    """dx of block b of a cell; `through` tells whether the moments depend on x."""
+@exact
+def block_gradient(x, dx, dy, plan, kept, outer, cell, cells, b, own, weight, inside, through, center, behind):
+    """dx of block b of neighbouring cells; `through` tells whether the moments depend on x."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     width = i1 - i0
-    piece = width if line.size == 0 else LINE
-    slope = -q * scale * scale * scale / n if through else 0.0
-    level = -s * scale / n if through and center else 0.0
+    past = streams(dx, plan[INNER])
+    last = kept.shape[0] - 1
+    x_step = kept[last, X] if cells > 1 else 0
+    y_step = kept[last, Y] if cells > 1 else 0
+    z_step = kept[last, Z] if cells > 1 else 0
+    affine_step = kept[last, AFFINE] if cells > 1 else 0
+    x_start = plan[BASE_X] + offset(kept, cell, X) + i0
+    y_start = plan[BASE_Y] + offset(kept, cell, Y) + i0
+    z_start = plan[BASE_Z] + offset(kept, cell, Z) + i0
+    affine_start = offset(kept, cell, AFFINE)
     for p in range(p0, p1):
-        x0 = plan[BASE_X] + offset(kept, cell, X) + offset(outer, p, X) + i0
-        y0 = plan[BASE_Y] + offset(kept, cell, Y) + offset(outer, p, Y) + i0
-        z0 = plan[BASE_Z] + offset(kept, cell, Z) + offset(outer, p, Z) + i0
-        a = offset(kept, cell, AFFINE) + offset(outer, p, AFFINE)
-        if behind:
-            ask_ahead(x, x0 + width, 0, 1, width)
-            ask_ahead(dy, z0 + width, 0, 1, width)
-        w = weight[a]
-        own = 1.0 if inside else w  # inside cells the sums hold the weights already
-        for i in range(0, width, piece):
-            m = least(piece, width - i)
-            here = x[x0 + i : x0 + i + m]
-            given = dy[z0 + i : z0 + i + m]
-            there = place(line, dx, y0 + i, m)
+        x0 = x_start + offset(outer, p, X)
+        y0 = y_start + offset(outer, p, Y)
+        z0 = z_start + offset(outer, p, Z)
+        a = affine_start + offset(outer, p, AFFINE)
+        for k in range(cells):
+            mean = own[MEAN, k]
+            low = own[LOW, k]
+            scale = own[RSTD, k]
+            n = own[COUNT, k]
+            slope = -own[PRODUCT, k] * scale * scale * scale / n if through else 0.0
+            level = -own[SUM, k] * scale / n if through and center else 0.0
+            if behind:
+                ask_ahead(x, x0 + cells * width, 0, 1, width)
+                ask_ahead(dy, z0 + cells * width, 0, 1, width)
             if plan[INNER_AFFINE] and inside:
-                own_weights = weight[a + i0 + i : a + i0 + i + m]
-                gradient_run_affine(here, there, given, mean, low, own_weights, scale, slope, level)
+                gradient_run_affine(x, x0, dx, y0, dy, z0, width, mean, low, weight, a + i0, scale, slope, level, past)
             else:
-                gradient_run(here, there, given, mean, low, scale * w, slope * own, level * own)
-            put(line, dx, y0 + i, 1, m)
+                w = weight[a]
+                share = 1.0 if inside else w  # inside cells the sums hold the weights already
+                gradient_run(x, x0, dx, y0, dy, z0, width, mean, low, scale * w, slope * share, level * share, past)
+            x0 += x_step
+            y0 += y_step
+            z0 += z_step
+            a += affine_step
 
 
 @exact
@@ -176,57 +229,69 @@ def tasks(
 ):
     """Run the tasks [t0, t1) of a stage.
 
-    Stage 0 sums blocks, stage 1 adds them up for each cell, stage 2 writes dx block by block. Stage 3 does all of it for
-    each cell; stage 4 too, where weights lie inside cells, for each row of dweight and dbias, which no two tasks share.
+    Stage 0 sums blocks, stage 1 adds them up for each cell, stage 2 writes dx block by block, 0 and 2 in the order of the
+    memory. Stage 3 does all of it for each cell; stage 4 too, where weights lie inside cells, for each row of dweight and
+    dbias, which no two tasks share.
     """
-    line = allocate((LINE if streams(dx, plan[INNER]) else 0,), dx.dtype)
-    ready = have(line)
     blocks = plan[BLOCKS]
-    behind = stage == 3 and is_group(x, plan[POSITIONS] * plan[INNER])
-    cells = plan[CELLS_OUTSIDE]
-    for t in range(t0, t1 if ready else t0):
-        # Blocks go in the order of the memory, so that a page of dx is filled while it is new.
-        first = t % cells if stage == 0 or stage == 2 else t
-        last = first + 1
+    outside = plan[CELLS_OUTSIDE]
+    of_blocks = stage == 0 or stage == 2
+    pieces = plan[PIECES] if of_blocks else 1
+    last = kept.shape[0] - 1
+    neighbours = kept[last, SIZE] if last >= 0 else 1
+    together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
+    behind = stage >= 3 and plan[BEHIND] != 0
+    own = allocate((6, together), float64)
+    ready = have(own)
+    rows = dweight.shape[0]
+    t = t0 if ready else t1
+    cell = t * outside // rows if stage == 4 else t
+    while t < t1:
+        b0 = 0
+        b1 = blocks
         row = 0
-        if stage == 4:
-            first = t * cells // dweight.shape[0]
-            last = (t + 1) * cells // dweight.shape[0]
+        end = t1
+        if of_blocks:
+            run = t // pieces
+            position = run // outside
+            cell = run - position * outside
+            b0 = position * pieces + t - run * pieces
+            b1 = b0 + 1
+            end = cell + t1 - t
+        elif stage == 4:
             row = t
-        for position in range(first, last):
-            cell = offset(kept, position, CELL)
-            mean, low, scale = center_and_scale(state, cell, eps, center, False)
-            b0 = t // cells if stage == 0 or stage == 2 else 0
-            b1 = b0 + 1 if stage == 0 or stage == 2 else blocks
-            s = 0.0
-            q = 0.0
-            if stage == 1:
-                for b in range(blocks):
-                    s += part[t * blocks + b, 0, 0]
-                    q += part[t * blocks + b, 1, 0]
-            elif stage == 2:
-                s = totals[0, cell]
-                q = totals[1, cell]
-            else:
-                for b in range(b0, b1):
-                    ds, dq = block_sums(
-                        x, dy, plan, kept, outer, position, b, mean, low, scale, weight, inside, dweight[row], dbias[row]
-                    )
-                    s += ds
-                    q += dq
-            if stage == 0:
-                part[position * blocks + b0, 0, 0] = s
-                part[position * blocks + b0, 1, 0] = q
-            elif stage != 2:
-                totals[0, cell] = s
-                totals[1, cell] = q
-                totals[2, cell] = q * scale
-            if stage >= 2:
-                for b in range(b0, b1):
-                    block_gradient(
-                        x, dx, dy, plan, kept, outer, position, b, mean, low, scale, s, q, state[N, cell], weight, inside,
-                        through, center, line, behind,
-                    )  # fmt: skip
+            end = (t + 1) * outside // rows
+        cells = least(together, least(end - cell, neighbours - cell % neighbours))
+        home = offset(kept, cell, CELL)
+        for k in range(cells):
+            own[COUNT, k] = state[N, home + k]
+            own[MEAN, k], own[LOW, k], own[RSTD, k] = center_and_scale(state, home + k, eps, center, False)
+            own[SUM, k] = totals[0, home + k] if stage == 2 else 0.0
+            own[PRODUCT, k] = totals[1, home + k] if stage == 2 else 0.0
+        if stage == 1:
+            for b in range(blocks):
+                own[SUM, 0] += part[t * blocks + b, 0, 0]
+                own[PRODUCT, 0] += part[t * blocks + b, 1, 0]
+        elif stage != 2:
+            for b in range(b0, b1):
+                block_sums(x, dy, plan, kept, outer, cell, cells, b, own, weight, inside, dweight[row], dbias[row])
+        if stage == 0:
+            for k in range(cells):
+                part[(cell + k) * blocks + b0, 0, 0] = own[SUM, k]
+                part[(cell + k) * blocks + b0, 1, 0] = own[PRODUCT, k]
+        elif stage != 2:
+            for k in range(cells):
+                totals[0, home + k] = own[SUM, k]
+                totals[1, home + k] = own[PRODUCT, k]
+                totals[2, home + k] = own[PRODUCT, k] * own[RSTD, k]
+        if stage >= 2:
+            for b in range(b0, b1):
+                block_gradient(x, dx, dy, plan, kept, outer, cell, cells, b, own, weight, inside, through, center, behind)
+        cell += cells
+        if stage != 4:
+            t += cells
+        elif cell == end:
+            t += 1
     finish()
-    release(line)
+    release(own)
     return 0 if ready else 1

@@ -7,7 +7,6 @@ from numba.extending import intrinsic
 
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.scratch import have
 
 # Columns of a table of axes, as in plan.Axis.
 SIZE, CELL, AFFINE, X, Y, Z, MASK = np.arange(7)
@@ -45,38 +44,12 @@ N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
     LANE_MASK,
     CHUNK,
     CHUNKS,
-) = np.arange(27)
+    NEIGHBOURS,
+    BEHIND,
+) = np.arange(29)
 
 # A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had an outlier for its K and is swept again about its mean.
 OUTLIER = 3.0
-
-
-def widened(values, room):
-    """Weights or biases as float64, copied into `room` where they are not: inside a kernel that costs less than in Python."""
-
-
-@variant(widened)
-def _widened(values, room):
-    if values.dtype is types.float64:
-        return lambda values, room: values  # noqa: ARG005
-
-    def copied(values, room):
-        for i in range(room.size if have(room) else 0):
-            room[i] = values[i]
-        return room
-
-    return copied
-
-
-def room_for(values):
-    """How many values `widened` needs room for."""
-
-
-@variant(room_for)
-def _room_for(values):
-    if values.dtype is types.float64:
-        return lambda values: 0  # noqa: ARG005
-    return lambda values: values.size
 
 
 @intrinsic
@@ -281,6 +254,12 @@ def set_state(part, k, n, shift, s, q):
     part[K, k] = shift
     part[DELTA, k] = 0.0 if empty else delta
     part[M2, k] = m2
+    return is_outlier(q, m2)
+
+
+@exact
+def is_outlier(q, m2):
+    """Whether q = sum (x - K)^2 tells that K lies far from the others."""
     return q > OUTLIER * m2 and q < np.inf
 
 

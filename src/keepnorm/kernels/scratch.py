@@ -101,5 +101,9 @@ def address_of(typing, array):
 
 @exact
 def lines(n):
-    """n, rounded up to rows that each begin a cache line, in values of 8 bytes."""
-    return (n + 7) // 8 * 8
+    """The values of 8 bytes in a row that has room for n, begins a cache line, and ends with a whole one that is free.
+
+    The free line is where eight values may end that begin with the last, and rows of 4 KiB would all lie in the same few sets
+    of the L1 cache.
+    """
+    return (n + 7) // 8 * 8 + 8

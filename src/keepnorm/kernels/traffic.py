@@ -1,8 +1,7 @@
 """What large arrays need on their way through the caches: rows asked for ahead, and results written past them.
 
 A store that misses the cache first reads its line, and then pushes out a line of x that the next step will want. A
-result larger than STREAM would be gone again before anyone reads it, so it goes straight to the memory. It is made in
-a short line first, since no compiler makes such stores out of a loop over single values.
+result larger than STREAM would be gone again before anyone reads it, so it goes straight to the memory.
 """
 
 from llvmlite import ir
@@ -11,12 +10,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from keepnorm.kernels.compile import exact
+from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least, most
 from keepnorm.kernels.scratch import address_of
+from keepnorm.kernels.vector import WIDTH
 
-# Bytes of a result from which on it is written past the caches.
-STREAM = 1 << 24
+# Bytes of a result from which on it is written past the caches. (Two threads, 32 MiB of cache: 18 MB take 1.5 times as long
+# that way, 27 MB as long as otherwise, 60 MB 0.8 times.)
+STREAM = 24 << 20
 
 # Bytes of a row, at least, that goes there where rows are whole cache lines.
 ROW = 768
@@ -33,9 +34,6 @@ TILE, TILED = 64, 512
 
 # Bytes by which a tile asks ahead, at least.
 ASKED = 4096
-
-# Bytes of a group of cells, at most, whose successor is asked for during its second step: both stay in the L2 cache.
-BEHIND = 1 << 17
 
 # Values of the line in which a result is made: 4 KiB of float32, so that it stays in the L1 cache.
 LINE = 1024
@@ -119,29 +117,36 @@ def ask_in_order(x, first, n, group):
 
 @exact
 def gathered(x, start, step, n, buffer):
-    """n values of x side by side: where they lie, or in the buffer."""
+    """Where n values of x lie side by side: in x itself, or in the buffer."""
     if step == 1:
-        return x[start : start + n]
+        return x, start
     for i in range(n):
         buffer[i] = x[start + i * step]
-    return buffer[:n]
+    return buffer, 0
 
 
-@exact
-def place(line, y, start, n):
-    """Where n results are made: in y itself, or, where a line is needed on the way, in that."""
-    return y[start : start + n] if line.size == 0 else line[:n]
-
-
-@exact
 def put(line, y, start, step, n):
-    """Bring the results that `place` gave a line for to y[start:]: past the caches if they lie side by side."""
-    if line.size == 0:
-        return
+    """Bring the results that were made in a line to y[start:], if there is one: past the caches if they lie side by side."""
+
+
+@variant(put)
+def _put(line, y, start, step, n):
+    if isinstance(y.dtype, types.Record):
+        return lambda line, y, start, step, n: _put_past(line, y, start, step, n) if line.size else None
+    return lambda line, y, start, step, n: _put_apart(line, y, start, step, n) if line.size else None
+
+
+@exact
+def _put_apart(line, y, start, step, n):
+    for k in range(n):
+        y[start + k * step] = line[k]
+
+
+@exact
+def _put_past(line, y, start, step, n):
     size = y.itemsize
     head = least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
-    for k in range(head):
-        y[start + k * step] = line[k]
+    _put_apart(line, y, start, step, head)
     while head + _CACHE_LINE // size <= n:
         _stream(line, head, y, start + head)
         head += _CACHE_LINE // size
@@ -150,14 +155,33 @@ def put(line, y, start, step, n):
 
 
 @exact
-def streams(y, n):
-    """Whether rows of n results go past the caches."""
-    row = n * y.itemsize
-    whole = address_of(y) % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
-    return row >= (ROW if whole else LONG_ROW) and y.nbytes >= STREAM
+def first_step(y, start, past):
+    """How many values from y[start] on to write at once: eight, or fewer up to where eight may go past the caches."""
+    size = y.itemsize
+    odd = (-(address_of(y) + start * size) % (WIDTH * size)) // size if past else 0
+    return odd if odd > 0 else WIDTH
 
 
 @exact
-def is_group(x, n):
-    """Whether n values take at most BEHIND bytes, in an array too large for the L2 cache."""
-    return n * x.itemsize <= BEHIND and x.nbytes >= AHEAD
+def is_large(y):
+    """Whether a result goes past the caches where its rows follow each other."""
+    return y.nbytes >= STREAM
+
+
+@exact
+def streams(y, n):
+    """Whether a result does whose rows of n values lie apart."""
+    row = n * y.itemsize
+    whole = address_of(y) % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
+    return row >= (ROW if whole else LONG_ROW) and is_large(y)
+
+
+def wants_line(y, step, n):
+    """Whether results are made in a line: those that lie apart, and halves, whose kernels cannot write past the caches."""
+
+
+@variant(wants_line)
+def _wants_line(y, step, n):
+    if isinstance(y.dtype, types.Record):
+        return lambda y, step, n: step != 1 or streams(y, n)
+    return lambda y, step, n: step != 1  # noqa: ARG005

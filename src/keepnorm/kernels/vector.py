@@ -1,0 +1,356 @@
+"""Eight neighbouring values at once, said explicitly: a loop over single values is that only if the compiler guesses well.
+
+A loop that LLVM turns into vectors first asks whether its arrays overlap, and keeps a second and a third loop for what is left
+over; for a run of 196 values that takes as long as the sums. Here the kernels say themselves that they take eight values,
+and LLVM makes of them one instruction, two or four, as the processor has.
+
+`load` gives eight values of an array as they are; `differences`, `deviations` and `centred_values` are what the functions
+of one value in scalars.py are, and give eight float64, which `+`, `-` and `*` take and `save` writes. What is left at the
+end of a row goes through `load_first`, `first` and `save_first`.
+"""
+
+import operator
+
+from llvmlite import ir
+from llvmlite.ir import Constant
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models, register_default
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic
+
+WIDTH = 8
+
+_BYTES = ir.IntType(8).as_pointer()
+_INT = ir.IntType(32)
+_WORD = ir.IntType(64)
+_HALF_BITS = ir.IntType(16)
+
+
+def _lanes(kind):
+    """An LLVM vector of eight of a kind."""
+    return ir.VectorType(kind, WIDTH)
+
+
+def _same(kind, value):
+    """The same constant eight times."""
+    return Constant(_lanes(kind), [value] * WIDTH)
+
+
+_DOUBLES = _lanes(ir.DoubleType())
+_SINGLES = _lanes(ir.FloatType())
+
+
+class Floats(types.Type):
+    """Eight float64."""
+
+    def __init__(self):
+        super().__init__("float64 x 8")
+
+
+class Values(types.Type):
+    """Eight values of another dtype, as they lie in memory."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(f"{dtype} x 8")
+
+
+FLOATS = Floats()
+
+
+@register_default(Floats)
+class _FloatsModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _DOUBLES)
+
+
+@register_default(Values)
+class _ValuesModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _lanes(_element(kind.dtype)))
+
+
+def _element(dtype):
+    """LLVM's type of one value; float16 and bfloat16 are records around their bits."""
+    if isinstance(dtype, types.Record):
+        return _HALF_BITS
+    if isinstance(dtype, types.Integer):
+        return ir.IntType(dtype.bitwidth)
+    return ir.FloatType() if dtype is types.float32 else ir.DoubleType()
+
+
+def _kind(dtype):
+    return FLOATS if dtype is types.float64 else Values(dtype)
+
+
+def _place(context, builder, kind, array, index):
+    """The address of array[index], as that of eight values, and the bytes that it is a multiple of."""
+    made = context.make_array(kind)(context, builder, array)
+    size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    start = builder.gep(builder.bitcast(made.data, _BYTES), [builder.mul(index, Constant(index.type, size))])
+    return builder.bitcast(start, _lanes(_element(kind.dtype)).as_pointer()), size
+
+
+def _are_first(builder, n):
+    """Which of eight values are the first n."""
+    place = Constant(_lanes(_WORD), list(range(WIDTH)))
+    return builder.icmp_signed("<", place, _filled(builder, n))
+
+
+def _filled(builder, value):
+    one = builder.insert_element(Constant(_lanes(value.type), ir.Undefined), value, Constant(_INT, 0))
+    return builder.shuffle_vector(one, Constant(_lanes(value.type), ir.Undefined), _same(_INT, 0))
+
+
+@intrinsic
+def load(typing, array, index):
+    """The eight values of a flat array from an index on."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = _place(context, builder, signature.args[0], *arguments)
+        return builder.load(pointer, align=size)
+
+    return _kind(array.dtype)(array, types.intp), generate
+
+
+@intrinsic
+def load_first(typing, array, index, n):
+    """The first n of eight values, and zeros; the rest is not read."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
+        lanes = pointer.type.pointee
+        mask = _are_first(builder, arguments[2])
+        kind = ir.FunctionType(lanes, [pointer.type, _INT, mask.type, lanes])
+        name = f"llvm.masked.load.v{WIDTH}{_letters(lanes.element)}.p0"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [pointer, Constant(_INT, size), mask, Constant(lanes, None)])
+
+    return _kind(array.dtype)(array, types.intp, types.intp), generate
+
+
+@intrinsic
+def save(typing, array, index, value):
+    """Write eight float64 to a flat array, rounded to its dtype."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
+        builder.store(_rounded(builder, signature.args[0].dtype, arguments[2]), pointer, align=size)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, FLOATS), generate
+
+
+@intrinsic
+def write(typing, array, index, value, past):
+    """The same, past the caches where `past` says so; the address must then be a multiple of what eight values take."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
+        value = _rounded(builder, signature.args[0].dtype, arguments[2])
+        with builder.if_else(arguments[3]) as (beside, through):
+            with beside:
+                store = builder.store(value, pointer, align=WIDTH * size)
+                store.set_metadata("nontemporal", builder.module.add_metadata([_INT(1)]))
+            with through:
+                builder.store(value, pointer, align=size)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, FLOATS, types.boolean), generate
+
+
+@intrinsic
+def save_first(typing, array, index, n, value):
+    """Write the first n of eight float64."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
+        lanes = pointer.type.pointee
+        mask = _are_first(builder, arguments[2])
+        kind = ir.FunctionType(ir.VoidType(), [lanes, pointer.type, _INT, mask.type])
+        name = f"llvm.masked.store.v{WIDTH}{_letters(lanes.element)}.p0"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        value = _rounded(builder, signature.args[0].dtype, arguments[3])
+        builder.call(function, [value, pointer, Constant(_INT, size), mask])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, FLOATS), generate
+
+
+def _letters(kind):
+    """How LLVM's names of functions spell a type."""
+    return {"float": "f32", "double": "f64"}.get(str(kind), str(kind))
+
+
+@intrinsic
+def fill(typing, value):
+    """One float64 eight times."""
+
+    def generate(context, builder, signature, arguments):
+        return _filled(builder, arguments[0])
+
+    return FLOATS(types.float64), generate
+
+
+@intrinsic
+def first(typing, values, n):
+    """The first n of eight float64, and zeros."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.select(_are_first(builder, arguments[1]), arguments[0], Constant(_DOUBLES, [0.0] * WIDTH))
+
+    return FLOATS(FLOATS, types.intp), generate
+
+
+@intrinsic
+def total(typing, values):
+    """The sum of eight float64, always in the same order: halves, quarters, the last two."""
+
+    def generate(context, builder, signature, arguments):
+        (value,) = arguments
+        n = WIDTH
+        while n > 1:
+            n //= 2
+            half = [builder.shuffle_vector(value, value, _places(range(start, start + n))) for start in (0, n)]
+            value = builder.fadd(*half)
+        return builder.extract_element(value, Constant(_INT, 0))
+
+    return types.float64(FLOATS), generate
+
+
+def _places(indices):
+    return Constant(ir.VectorType(_INT, len(indices)), list(indices))
+
+
+@intrinsic
+def fused(typing, a, b, c):
+    """a * b + c, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        return _call(builder, "fmuladd", *arguments)
+
+    return FLOATS(FLOATS, FLOATS, FLOATS), generate
+
+
+def _call(builder, name, *arguments):
+    """One of LLVM's functions of eight float64."""
+    kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(arguments))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f64"), arguments)
+
+
+@intrinsic
+def differences(typing, values, shift):
+    """Eight values less eight float64; exact for whole numbers from integers of 64 bits, which float64 cannot hold."""
+
+    def generate(context, builder, signature, arguments):
+        return _less(builder, signature.args[0], *arguments)
+
+    return FLOATS(values, FLOATS), generate
+
+
+@intrinsic
+def deviations(typing, values, mean):
+    """Eight values less their means; integers of 64 bits in two steps, the whole numbers first."""
+
+    def generate(context, builder, signature, arguments):
+        return _deviation(builder, signature.args[0], *arguments)
+
+    return FLOATS(values, FLOATS), generate
+
+
+@intrinsic
+def centred_values(typing, values, mean, low):
+    """Eight values less means in two floats; the second is below the last place of anything but 64-bit values."""
+
+    def generate(context, builder, signature, arguments):
+        kind = signature.args[0]
+        away = _deviation(builder, kind, *arguments[:2])
+        return builder.fsub(away, arguments[2]) if kind is FLOATS or _is_whole(kind) else away
+
+    return FLOATS(values, FLOATS, FLOATS), generate
+
+
+def _is_whole(kind):
+    """Whether values are integers that float64 cannot hold."""
+    return isinstance(kind, Values) and kind.dtype in (types.int64, types.uint64)
+
+
+def _deviation(builder, kind, given, mean):
+    if not _is_whole(kind):
+        return _less(builder, kind, given, mean)
+    most = _same(ir.DoubleType(), float(2**63 - 1024 if kind.dtype.signed else 2**64 - 2048))
+    whole = _call(builder, "trunc", mean)
+    whole = builder.select(builder.fcmp_unordered(">", whole, most), most, whole)
+    return builder.fsub(_less(builder, kind, given, whole), builder.fsub(mean, whole))
+
+
+def _less(builder, kind, given, shift):
+    if not _is_whole(kind):
+        return builder.fsub(given if kind is FLOATS else _widened(builder, kind.dtype, given), shift)
+    signed = kind.dtype.signed
+    whole = (builder.fptosi if signed else builder.fptoui)(shift, _lanes(_WORD))
+    above = (builder.icmp_signed if signed else builder.icmp_unsigned)(">=", given, whole)
+    away = builder.uitofp(builder.select(above, builder.sub(given, whole), builder.sub(whole, given)), _DOUBLES)
+    return builder.select(above, away, builder.fneg(away))
+
+
+@intrinsic
+def floats(typing, values):
+    """Eight values as float64."""
+
+    def generate(context, builder, signature, arguments):
+        kind = signature.args[0]
+        return arguments[0] if kind is FLOATS else _widened(builder, kind.dtype, arguments[0])
+
+    return FLOATS(values), generate
+
+
+def _widened(builder, dtype, given):
+    """Eight values of a dtype as float64."""
+    if isinstance(dtype, types.Record):
+        if "float16" in dtype.fields:
+            single = builder.fpext(builder.bitcast(given, _lanes(ir.HalfType())), _SINGLES)
+        else:
+            bits = builder.shl(builder.zext(given, _lanes(_INT)), _same(_INT, 16))
+            single = builder.bitcast(bits, _SINGLES)
+        return builder.fpext(single, _DOUBLES)
+    if isinstance(dtype, types.Integer):
+        return (builder.sitofp if dtype.signed else builder.uitofp)(given, _DOUBLES)
+    return builder.fpext(given, _DOUBLES) if dtype is types.float32 else given
+
+
+def _rounded(builder, dtype, value):
+    """Eight float64 as values of a dtype of results."""
+    if dtype is types.float64:
+        return value
+    single = builder.fptrunc(value, _SINGLES)
+    if dtype is types.float32:
+        return single
+    if "float16" in dtype.fields:
+        return builder.bitcast(builder.fptrunc(single, _lanes(ir.HalfType())), _lanes(_HALF_BITS))
+    bits = builder.bitcast(single, _lanes(_INT))
+    last = builder.and_(builder.lshr(bits, _same(_INT, 16)), _same(_INT, 1))
+    nearest = builder.lshr(builder.add(builder.add(bits, _same(_INT, 0x7FFF)), last), _same(_INT, 16))
+    missing = builder.fcmp_unordered("uno", single, single)
+    return builder.select(missing, _same(_HALF_BITS, 0x7FC0), builder.trunc(nearest, _lanes(_HALF_BITS)))
+
+
+def _operation(name, *operations):
+    """Make operators of Python's work on eight float64."""
+
+    class Arithmetic(ConcreteTemplate):
+        cases = (signature(FLOATS, FLOATS, FLOATS),)
+
+    def generate(context, builder, signature, arguments):
+        return getattr(builder, name)(*arguments)
+
+    for operation in operations:
+        infer_global(operation)(Arithmetic)
+        lower_builtin(operation, FLOATS, FLOATS)(generate)
+
+
+_operation("fadd", operator.add, operator.iadd)
+_operation("fsub", operator.sub, operator.isub)
+_operation("fmul", operator.mul, operator.imul)

@@ -1,0 +1,175 @@
+"""Eight values at once: every dtype against exact arithmetic, every short end, and not one value read or written too many."""
+
+import ctypes
+import mmap
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+from numba import njit
+
+from keepnorm.kernels import vector
+from keepnorm.kernels.records import BFLOAT16, FLOAT16
+
+WIDTH = vector.WIDTH
+REAL = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+WHOLE = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+HALVES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
+
+
+def name(dtype):
+    return np.dtype(dtype).name
+
+
+def raw(x):
+    """An array as the kernels take it."""
+    return x.view(HALVES.get(x.dtype.name, x.dtype))
+
+
+def some(dtype, n=3 * WIDTH):
+    rng = np.random.default_rng(0)
+    if np.dtype(dtype).kind in "iu":
+        info = np.iinfo(dtype)
+        values = rng.integers(info.min, info.max, n, dtype, endpoint=True)
+        values[:2] = info.min, info.max
+        return values
+    values = rng.normal(10, 300, n).astype(dtype)
+    values[:4] = np.inf, -np.inf, np.nan, -0.0
+    return values
+
+
+@njit
+def subtract(x, at, k, out):
+    vector.save(out, 0, vector.differences(vector.load(x, at), vector.load(k, 0)))
+    vector.save(out, WIDTH, vector.deviations(vector.load(x, at), vector.load(k, 0)))
+    vector.save(out, 2 * WIDTH, vector.floats(vector.load(x, at)))
+
+
+@pytest.mark.parametrize("at", [0, 3, 2 * WIDTH])
+@pytest.mark.parametrize("dtype", [*REAL, *WHOLE], ids=name)
+def test_values_less_others(dtype, at):
+    x, out = some(dtype), np.zeros(3 * WIDTH)
+    k = some(dtype, WIDTH).astype(np.float64)
+    k[:4] = 0.0, 4.0, 7.0, 2.0
+    if np.dtype(dtype) in (np.int64, np.uint64):
+        k[4:] = np.trunc(k[4:] / 4)
+    subtract(raw(x), at, k, out)
+    for i, value in enumerate(x[at : at + WIDTH]):
+        if np.isfinite(np.float64(value)):
+            exact = Fraction(int(value)) if np.dtype(dtype).kind in "iu" else Fraction(float(value))
+            assert out[i] == out[WIDTH + i] == float(exact - Fraction(k[i]))
+        else:
+            np.testing.assert_equal(out[i], np.float64(value))
+        np.testing.assert_equal(out[2 * WIDTH + i], np.float64(value))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64], ids=name)
+def test_large_integers_less_a_mean_that_is_not_whole(dtype):
+    x, out = np.full(WIDTH, 2**62 + 1, dtype), np.zeros(3 * WIDTH)
+    mean = np.array([2.0**62, 2.0**50 + 0.25, 0.5, 1e300, 2.0**40 + 1e-4, 3.75, 2.0**63, 1.0])
+    subtract(x, 0, mean, out)
+    most = np.iinfo(dtype).max
+    for got, m in zip(out[WIDTH : 2 * WIDTH], mean, strict=True):
+        assert abs(Fraction(got) - (2**62 + 1 - Fraction(m))) <= abs(Fraction(got)) * Fraction(2, 2**53) + (m > most) * 2048
+
+
+@njit
+def centre(x, mean, low, out):
+    vector.save(out, 0, vector.centred_values(vector.load(x, 0), vector.load(mean, 0), vector.load(low, 0)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.int32], ids=name)
+def test_the_second_part_of_a_mean_counts_for_wide_values_alone(dtype):
+    x, out = np.full(WIDTH, 1000, dtype), np.zeros(WIDTH)
+    centre(x, np.full(WIDTH, 1000.0), np.full(WIDTH, 1e-20), out)
+    assert (out == (-1e-20 if np.dtype(dtype).itemsize == 8 else 0.0)).all()
+
+
+@njit
+def first_ones(x, at, n, out):
+    vector.save(out, 0, vector.first(vector.floats(vector.load_first(x, at, n)), n))
+    vector.save(out, WIDTH, vector.floats(vector.load_first(x, at, n)))
+
+
+def page_before_a_wall():
+    """A page of memory, with one behind it that nobody may touch."""
+    size = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * size)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(size), 0) == 0
+    return memory, np.frombuffer(memory, np.uint8, size)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="mprotect is POSIX")
+@pytest.mark.parametrize("dtype", [*REAL, np.uint8, np.int64], ids=name)
+def test_the_end_of_an_array_is_the_end(dtype):
+    _memory, page = page_before_a_wall()
+    x = page.view(dtype)
+    x[:] = np.arange(1, x.size + 1) % 100
+    for n in range(WIDTH):
+        out = np.full(2 * WIDTH, 7.0)
+        first_ones(raw(x), x.size - n, n, out)
+        expected = np.zeros(WIDTH)
+        expected[:n] = x[x.size - n :]
+        assert (out.reshape(2, WIDTH) == expected).all()
+        write_first(raw(x), x.size - n, n, out) if dtype in REAL else None
+
+
+@njit
+def write_first(y, at, n, values):
+    vector.save_first(y, at, n, vector.load(values, 0))
+
+
+@njit
+def write_all(y, at, values, past):
+    vector.write(y, at, vector.load(values, 0), past)
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=name)
+def test_results_are_rounded_and_have_no_neighbours(dtype):
+    values = np.array([1 / 3, -1e300, 1e-300, np.nan, np.inf, -0.0, 65519.99, 1.0009765625])
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float32).astype(dtype) if dtype is not np.float64 else values
+    memory = np.full(8 * WIDTH, 5, dtype)
+    start = -memory.ctypes.data % 64 // memory.itemsize
+    for n in range(WIDTH):
+        y = np.full(3 * WIDTH, 5, dtype)
+        write_first(raw(y), WIDTH + 1, n, values)
+        np.testing.assert_array_equal(y[WIDTH + 1 :][:n].astype(np.float64), expected[:n].astype(np.float64))
+        assert (np.delete(y, slice(WIDTH + 1, WIDTH + 1 + n)) == 5).all()
+    for past in (True, False):
+        y = memory[start : start + 3 * WIDTH]
+        y[:] = 5
+        write_all(raw(y), WIDTH, values, past)
+        np.testing.assert_array_equal(y[WIDTH : 2 * WIDTH].astype(np.float64), expected.astype(np.float64))
+        assert (y[:WIDTH] == 5).all()
+        assert (y[2 * WIDTH :] == 5).all()
+
+
+@njit
+def add_up(values):
+    return vector.total(vector.load(values, 0))
+
+
+@njit
+def arithmetic(a, out):
+    x, y = vector.load(a, 0), vector.fill(3.0)
+    z = x + y
+    z += x
+    z -= y
+    z *= y
+    vector.save(out, 0, z - x * y)
+    vector.save(out, WIDTH, vector.fused(x, y, x))
+
+
+def test_sums_have_one_order_and_operators_are_what_they_say():
+    a, out = np.random.default_rng(1).normal(size=WIDTH), np.zeros(2 * WIDTH)
+    halves = a[:4] + a[4:]
+    quarters = halves[:2] + halves[2:]
+    assert add_up(a) == quarters[0] + quarters[1]
+    arithmetic(a, out)
+    assert (out[:WIDTH] == (((a + 3.0) + a) - 3.0) * 3.0 - a * 3.0).all()
+    np.testing.assert_allclose(out[WIDTH:], 4 * a, rtol=2e-15)
