@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from numba import from_dtype, njit, types
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import overload
 
@@ -22,6 +22,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Enough to vectorise sums. Not "nnan" and "ninf": NaN and Inf exist.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+_UNUSED = {"inline_closure_likes", "generic_rewrites", "nopython_rewrites", "inline_inlinables", "literal_unroll"}
 
 
 class _NoMachineCode:
@@ -54,6 +57,13 @@ class _InlineCompiler(Compiler):
     def __init__(self, typing_context: Any, target_context: Any, _: None, *rest: Any) -> None:
         library = _Inlined(target_context.codegen(), "inlined")
         super().__init__(typing_context, target_context, library, *rest)
+
+    def define_pipelines(self) -> list[Any]:
+        """Numba's passes without those for what no kernel has: closures, constant indices of tuples, whole-array expressions."""
+        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        manager.passes = [step for step in manager.passes if step[0].name() not in _UNUSED]
+        manager.finalize()
+        return [manager]
 
 
 class _Object(JITCodeLibrary):

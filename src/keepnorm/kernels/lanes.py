@@ -46,12 +46,12 @@ from keepnorm.kernels.traffic import (
     ask_ahead,
     ask_in_order,
     finish,
-    first_step,
     gathered,
     is_large,
     put,
     streams,
     tile_of,
+    until_aligned,
     wants_line,
 )
 from keepnorm.kernels.vector import (
@@ -110,20 +110,23 @@ def scale_rows(x, xi, y, yi, n, full, mean, scale, shift, past):
     """Normalise n values, rows of `full` lanes that follow each other, each lane with its own mean, scale and shift."""
     i = 0
     lane = 0
-    k = first_step(y, yi, past)
+    k = least(until_aligned(y, yi, past), n)
     while i < n:
-        k = least(k, n - i)
-        m = load(mean, lane)
-        w = load(scale, lane)
-        b = load(shift, lane)
-        if k < WIDTH:
-            save_first(y, yi + i, k, deviations(load_first(x, xi + i, k), m) * w + b)
-        else:
-            write(y, yi + i, deviations(load(x, xi + i), m) * w + b, past)
+        if k > 0:
+            d = deviations(load_first(x, xi + i, k), load(mean, lane))
+            save_first(y, yi + i, k, d * load(scale, lane) + load(shift, lane))
         i += k
         lane += k
+        while i + WIDTH <= n:
+            lane -= full if lane >= full else 0
+            whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
+            for j in range(0, whole, WIDTH):
+                d = deviations(load(x, xi + i + j), load(mean, lane + j))
+                write(y, yi + i + j, d * load(scale, lane + j) + load(shift, lane + j), past)
+            i += whole
+            lane += whole
         lane -= full if lane >= full else 0
-        k = WIDTH
+        k = n - i
 
 
 @helper

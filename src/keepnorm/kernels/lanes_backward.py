@@ -43,10 +43,10 @@ from keepnorm.kernels.traffic import (
     ask_ahead,
     ask_in_order,
     finish,
-    first_step,
     is_large,
     streams,
     tile_of,
+    until_aligned,
 )
 from keepnorm.kernels.vector import (
     WIDTH,
@@ -108,27 +108,34 @@ def add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c):
 @exact
 def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
     """dx = dy * scale + d * slope + level of n values, rows of `full` lanes that follow each other."""
+    mean = lanes[MEAN]
+    low = lanes[LOW]
+    scale = lanes[SCALE]
+    slope = lanes[SLOPE]
+    level = lanes[LEVEL]
     i = 0
     lane = 0
-    k = first_step(dx, yi, past)
+    k = least(until_aligned(dx, yi, past), n)
     while i < n:
-        k = least(k, n - i)
-        m = load(lanes[MEAN], lane)
-        e = load(lanes[LOW], lane)
-        f = load(lanes[SCALE], lane)
-        b = load(lanes[SLOPE], lane)
-        c = load(lanes[LEVEL], lane)
-        if k < WIDTH:
-            d = centred_values(load_first(x, xi + i, k), m, e)
-            save_first(dx, yi + i, k, fused(floats(load_first(dy, zi + i, k)), f, fused(d, b, c)))
-        else:
-            d = centred_values(load(x, xi + i), m, e)
-            result = fused(floats(load(dy, zi + i)), f, fused(d, b, c))
-            write(dx, yi + i, result, past)
+        if k > 0:
+            d = centred_values(load_first(x, xi + i, k), load(mean, lane), load(low, lane))
+            g = floats(load_first(dy, zi + i, k))
+            save_first(dx, yi + i, k, fused(g, load(scale, lane), fused(d, load(slope, lane), load(level, lane))))
         i += k
         lane += k
+        while i + WIDTH <= n:
+            lane -= full if lane >= full else 0
+            whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
+            for j in range(0, whole, WIDTH):
+                here = lane + j
+                d = centred_values(load(x, xi + i + j), load(mean, here), load(low, here))
+                g = floats(load(dy, zi + i + j))
+                result = fused(g, load(scale, here), fused(d, load(slope, here), load(level, here)))
+                write(dx, yi + i + j, result, past)
+            i += whole
+            lane += whole
         lane -= full if lane >= full else 0
-        k = WIDTH
+        k = n - i
 
 
 @helper

@@ -50,10 +50,10 @@ from keepnorm.kernels.traffic import (
     LINE,
     ask_ahead,
     finish,
-    first_step,
     gathered,
     put,
     streams,
+    until_aligned,
     wants_line,
 )
 from keepnorm.kernels.vector import (
@@ -105,15 +105,16 @@ def scale_run(x, xi, y, yi, n, mean, scale, shift, past):
     w = fill(scale)
     b = fill(shift)
     i = 0
-    k = first_step(y, yi, past)
+    k = until_aligned(y, yi, past)
     while i < n:
         k = least(k, n - i)
-        if k < WIDTH:
+        if k > 0:
             save_first(y, yi + i, k, deviations(load_first(x, xi + i, k), m) * w + b)
-        else:
-            write(y, yi + i, deviations(load(x, xi + i), m) * w + b, past)
-        i += k
-        k = WIDTH
+        whole = (n - i - k) // WIDTH * WIDTH
+        for j in range(i + k, i + k + whole, WIDTH):
+            write(y, yi + j, deviations(load(x, xi + j), m) * w + b, past)
+        i += k + whole
+        k = n - i
 
 
 @exact
@@ -123,18 +124,18 @@ def scale_run_affine(x, xi, y, yi, n, mean, low, scale, weight, bias, a, past):
     e = fill(low)
     r = fill(scale)
     i = 0
-    k = first_step(y, yi, past)
+    k = until_aligned(y, yi, past)
     while i < n:
         k = least(k, n - i)
-        j = a + i
-        if k < WIDTH:
+        if k > 0:
             d = centred_values(load_first(x, xi + i, k), m, e)
-            save_first(y, yi + i, k, d * r * floats(load_first(weight, j, k)) + floats(load_first(bias, j, k)))
-        else:
-            result = centred_values(load(x, xi + i), m, e) * r * floats(load(weight, j)) + floats(load(bias, j))
-            write(y, yi + i, result, past)
-        i += k
-        k = WIDTH
+            save_first(y, yi + i, k, d * r * floats(load_first(weight, a + i, k)) + floats(load_first(bias, a + i, k)))
+        whole = (n - i - k) // WIDTH * WIDTH
+        for j in range(i + k, i + k + whole, WIDTH):
+            d = centred_values(load(x, xi + j), m, e)
+            write(y, yi + j, d * r * floats(load(weight, a + j)) + floats(load(bias, a + j)), past)
+        i += k + whole
+        k = n - i
 
 
 @exact

@@ -32,7 +32,7 @@ from keepnorm.kernels.scalars import (
     offset,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import ask_ahead, finish, first_step, streams
+from keepnorm.kernels.traffic import ask_ahead, finish, streams, until_aligned
 from keepnorm.kernels.vector import (
     WIDTH,
     centred_values,
@@ -108,18 +108,18 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
     b = fill(slope)
     c = fill(level)
     i = 0
-    k = first_step(dx, yi, past)
+    k = until_aligned(dx, yi, past)
     while i < n:
         k = least(k, n - i)
-        if k < WIDTH:
+        if k > 0:
             d = centred_values(load_first(x, xi + i, k), m, e)
             save_first(dx, yi + i, k, fused(floats(load_first(dy, zi + i, k)), f, fused(d, b, c)))
-        else:
-            d = centred_values(load(x, xi + i), m, e)
-            result = fused(floats(load(dy, zi + i)), f, fused(d, b, c))
-            write(dx, yi + i, result, past)
-        i += k
-        k = WIDTH
+        whole = (n - i - k) // WIDTH * WIDTH
+        for j in range(i + k, i + k + whole, WIDTH):
+            d = centred_values(load(x, xi + j), m, e)
+            write(dx, yi + j, fused(floats(load(dy, zi + j)), f, fused(d, b, c)), past)
+        i += k + whole
+        k = n - i
 
 
 @exact
@@ -131,19 +131,20 @@ def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, s
     b = fill(slope)
     c = fill(level)
     i = 0
-    k = first_step(dx, yi, past)
+    k = until_aligned(dx, yi, past)
     while i < n:
         k = least(k, n - i)
-        if k < WIDTH:
+        if k > 0:
             d = centred_values(load_first(x, xi + i, k), m, e)
             g = floats(load_first(dy, zi + i, k)) * load_first(weight, a + i, k)
             save_first(dx, yi + i, k, fused(g, f, fused(d, b, c)))
-        else:
-            d = centred_values(load(x, xi + i), m, e)
-            result = fused(floats(load(dy, zi + i)) * load(weight, a + i), f, fused(d, b, c))
-            write(dx, yi + i, result, past)
-        i += k
-        k = WIDTH
+        whole = (n - i - k) // WIDTH * WIDTH
+        for j in range(i + k, i + k + whole, WIDTH):
+            d = centred_values(load(x, xi + j), m, e)
+            g = floats(load(dy, zi + j)) * load(weight, a + j)
+            write(dx, yi + j, fused(g, f, fused(d, b, c)), past)
+        i += k + whole
+        k = n - i
 
 
 @exact

@@ -30,7 +30,7 @@ LONG_ROW = 1 << 13
 AHEAD = 1 << 21
 
 # Lanes of a tile, and lanes up to which a row is cut into tiles: longer rows are streams that the processor sees.
-TILE, TILED = 64, 512
+TILE, TILED = 32, 512
 
 # Bytes by which a tile asks ahead, at least.
 ASKED = 4096
@@ -155,11 +155,10 @@ def _put_past(line, y, start, step, n):
 
 
 @exact
-def first_step(y, start, past):
-    """How many values from y[start] on to write at once: eight, or fewer up to where eight may go past the caches."""
+def until_aligned(y, start, past):
+    """How many values from y[start] on come before the first place where eight may be written past the caches, if they are."""
     size = y.itemsize
-    odd = (-(address_of(y) + start * size) % (WIDTH * size)) // size if past else 0
-    return odd if odd > 0 else WIDTH
+    return (-(address_of(y) + start * size) % (WIDTH * size)) // size if past else 0
 
 
 @exact
