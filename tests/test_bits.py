@@ -70,6 +70,20 @@ def test_of_a_cell_do_not_depend_on_the_cells_that_go_with_it(shape, keep, few, 
             assert got.tobytes() == all_of_it.tobytes()
 
 
+@pytest.mark.parametrize("lanes", [3, 33, 64, 200])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.float16])
+def test_of_a_cell_do_not_depend_on_a_neighbour_far_from_zero(dtype, lanes):
+    x = (data((400, lanes), np.float64) * 7).astype(dtype)
+    w, b = np.linspace(-2, 3, lanes), np.linspace(-1, 1, lanes)
+    near = kn.normalize(x, 1, w, b)
+    far = x.copy()
+    far[:, 1] = 60000 if dtype is np.float16 else 2**30  # its mean stays out of the shift: see kernels/affine.py
+    y = kn.normalize(far, 1, w, b)
+    assert (np.delete(y, 1, 1) == np.delete(near, 1, 1)).all()
+    assert (y[:, 1] == y.dtype.type(b[1])).all()
+    assert kn.normalize(np.asfortranarray(far), 1, w, b).tobytes("C") == y.tobytes()
+
+
 def gradients_of(x, keep, dy=None):
     shape = [x.shape[a] for a in keep]
     y, vjp = kn.normalize_vjp(x, keep, np.full(shape, 0.7), np.full(shape, -0.1))

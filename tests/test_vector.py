@@ -43,9 +43,9 @@ def some(dtype, n=3 * WIDTH):
 
 @njit
 def subtract(x, at, k, out):
-    vector.save(out, 0, vector.differences(vector.load(x, at), vector.load(k, 0)))
-    vector.save(out, WIDTH, vector.deviations(vector.load(x, at), vector.load(k, 0)))
-    vector.save(out, 2 * WIDTH, vector.floats(vector.load(x, at)))
+    vector.save(out, 0, 0, vector.differences(vector.load(x, at, 0), vector.load(k, 0, 0)))
+    vector.save(out, 0, WIDTH, vector.deviations(vector.load(x, 0, at), vector.load(k, 0, 0)))
+    vector.save(out, WIDTH, WIDTH, vector.floats(vector.load(x, 1, at - 1)))
 
 
 @pytest.mark.parametrize("at", [0, 3, 2 * WIDTH])
@@ -78,7 +78,7 @@ def test_large_integers_less_a_mean_that_is_not_whole(dtype):
 
 @njit
 def centre(x, mean, low, out):
-    vector.save(out, 0, vector.centred_values(vector.load(x, 0), vector.load(mean, 0), vector.load(low, 0)))
+    vector.save(out, 0, 0, vector.centred_values(vector.load(x, 0, 0), vector.load(mean, 0, 0), vector.load(low, 0, 0)))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.int32], ids=name)
@@ -90,8 +90,8 @@ def test_the_second_part_of_a_mean_counts_for_wide_values_alone(dtype):
 
 @njit
 def first_ones(x, at, n, out):
-    vector.save(out, 0, vector.first(vector.floats(vector.load_first(x, at, n)), n))
-    vector.save(out, WIDTH, vector.floats(vector.load_first(x, at, n)))
+    vector.save(out, 0, 0, vector.first(vector.floats(vector.load_first(x, at, 0, n)), n))
+    vector.save(out, 0, WIDTH, vector.floats(vector.load_first(x, 0, at, n)))
 
 
 def page_before_a_wall():
@@ -120,12 +120,12 @@ def test_the_end_of_an_array_is_the_end(dtype):
 
 @njit
 def write_first(y, at, n, values):
-    vector.save_first(y, at, n, vector.load(values, 0))
+    vector.save_first(y, at - 1, 1, n, vector.load(values, 0, 0))
 
 
 @njit
 def write_all(y, at, values, past):
-    vector.write(y, at, vector.load(values, 0), past)
+    vector.write(y, at - 1, 1, vector.load(values, 0, 0), past)
 
 
 @pytest.mark.parametrize("dtype", REAL, ids=name)
@@ -151,25 +151,27 @@ def test_results_are_rounded_and_have_no_neighbours(dtype):
 
 @njit
 def add_up(values):
-    return vector.total(vector.load(values, 0))
+    return vector.total(vector.load(values, 0, 0))
 
 
 @njit
 def arithmetic(a, out):
-    x, y = vector.load(a, 0), vector.fill(3.0)
+    x, y = vector.load(a, 0, 0), vector.fill(3.0)
     z = x + y
     z += x
     z -= y
     z *= y
-    vector.save(out, 0, z - x * y)
-    vector.save(out, WIDTH, vector.fused(x, y, x))
+    vector.save(out, 0, 0, z - x * y)
+    vector.save(out, 0, WIDTH, vector.fused(x, y, x))
+    vector.save(out, 0, 2 * WIDTH, vector.scaled(x, y, z))
 
 
 def test_sums_have_one_order_and_operators_are_what_they_say():
-    a, out = np.random.default_rng(1).normal(size=WIDTH), np.zeros(2 * WIDTH)
+    a, out = np.random.default_rng(1).normal(size=WIDTH), np.zeros(3 * WIDTH)
     halves = a[:4] + a[4:]
     quarters = halves[:2] + halves[2:]
     assert add_up(a) == quarters[0] + quarters[1]
     arithmetic(a, out)
     assert (out[:WIDTH] == (((a + 3.0) + a) - 3.0) * 3.0 - a * 3.0).all()
-    np.testing.assert_allclose(out[WIDTH:], 4 * a, rtol=2e-15)
+    np.testing.assert_allclose(out[WIDTH : 2 * WIDTH], 4 * a, rtol=2e-15)
+    assert (out[2 * WIDTH :] == a * 3.0 + ((a + 3.0) + a - 3.0) * 3.0).all()

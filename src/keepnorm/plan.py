@@ -29,7 +29,7 @@ SHORT_RUN = 128  # a reduced innermost axis shorter than this goes side by side 
 GROUP_BYTES = 524288  # x of one group of cells, so that the affine step finds it in the L2 cache
 PIECE_BYTES = 65536  # x of neighbouring cells side by side: shorter pieces of memory are read at half the speed
 NEIGHBOUR_BYTES = 4194304  # all x of those cells, at most
-SINGLE_BYTES = 16384  # the same where cells are single runs: they stay in the L1 cache for the affine step
+SINGLE_BYTES = 8192  # the same where cells are single runs: they stay in the L1 cache for the affine step
 NEIGHBOURS = 256  # neighbouring cells that go together, at most
 OPERANDS = 4  # x, y, dy, mask
 

@@ -59,7 +59,7 @@ class _InlineCompiler(Compiler):
         super().__init__(typing_context, target_context, library, *rest)
 
     def define_pipelines(self) -> list[Any]:
-        """Numba's passes without those for what no kernel has: closures, constant indices of tuples, whole-array expressions."""
+        """Numba's passes, without those for what no kernel has: closures, tuples' constant indices, expressions of arrays."""
         manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
         manager.passes = [step for step in manager.passes if step[0].name() not in _UNUSED]
         manager.finalize()

@@ -19,10 +19,10 @@ from keepnorm.kernels.scalars import (
     INNER_AFFINE,
     REDUCED_AFFINE,
     bits_to_float,
-    deviation,
     half_to_float,
     store,
 )
+from keepnorm.kernels.vector import deviations, load, load_first, save_first, scaled
 
 # x - high must not overflow, nor w lose its digits, and 2^-23 of the bias must be far below the last place of a result near 1.
 MOST_MEAN = 2.0**103
@@ -157,28 +157,28 @@ def _row(x, xi, y, yi, n, high, factor, rest):
 
 
 @exact
-def _mixed_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit):
-    source = x[xi : xi + n]
-    target = y[yi : yi + n]
+def _mixed_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit):
     for i in range(n):
-        wide = deviation(source[i], mean[i]) * w[i] + shift[i]
-        narrow = _fma(_single(source[i]) - high[i], factor[i], rest[i])
-        store(target, i, float32(narrow) if fit[i] != 0.0 else float32(wide))
+        if fit[i] != 0.0:
+            store(y, yi + i, _fma(_single(x[xi + i]) - high[i], factor[i], rest[i]))
+        else:
+            d = deviations(load_first(x, xi, i, 1), load(centre, 0, i))
+            save_first(y, yi, i, 1, scaled(d, load(w, 0, i), load(shift, 0, i)))
 
 
-def narrow_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every):
+def narrow_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every):
     """Normalise one row of halves, each lane with the parts that `set_parts` has written, if they fit."""
 
 
 @variant(narrow_row)
-def _narrow_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every):
+def _narrow_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every):
     if not _are_halves(x, y):
-        return lambda x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every: None  # noqa: ARG005
+        return lambda x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every: None  # noqa: ARG005
 
-    def row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit, every):
+    def row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every):
         if every:
             _row(x, xi, y, yi, n, high, factor, rest)
         else:
-            _mixed_row(x, xi, y, yi, n, mean, w, shift, high, factor, rest, fit)
+            _mixed_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit)
 
     return row

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keepnorm.kernels.affine import fold_lanes, scale_rows
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import narrow_row, narrow_steps, set_parts
 from keepnorm.kernels.integers import least
@@ -51,82 +52,54 @@ from keepnorm.kernels.traffic import (
     put,
     streams,
     tile_of,
-    until_aligned,
     wants_line,
 )
 from keepnorm.kernels.vector import (
     WIDTH,
-    deviations,
     differences,
     first,
     fused,
     load,
     load_first,
     save,
-    save_first,
-    write,
 )
 
 # Rows of the scratch arrays of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
-LANE_MEAN, LANE_SCALE, LANE_SHIFT = range(3)
+LANE_MEAN, LANE_SCALE, LANE_SHIFT, LANE_CENTRE = range(4)
 
 
 @exact
 def add_row(x, start, n, shift, s, q, c):
     """Add n values of one row to the sums of their lanes, the first of which is c; what is left of eight sums nobody reads."""
     for i in range(0, n, WIDTH):
-        here = c + i
-        k = load(shift, here)
+        k = load(shift, c, i)
         if i + WIDTH <= n:
-            d = differences(load(x, start + i), k)
+            d = differences(load(x, start, i), k)
         else:
-            d = first(differences(load_first(x, start + i, n - i), k), n - i)
-        save(s, here, load(s, here) + d)
-        save(q, here, fused(d, d, load(q, here)))
+            d = first(differences(load_first(x, start, i, n - i), k), n - i)
+        save(s, c, i, load(s, c, i) + d)
+        save(q, c, i, fused(d, d, load(q, c, i)))
 
 
 @exact
 def add_rows(x, start, step, n, shift, s, q, c):
     """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
     whole = n // WIDTH * WIDTH
+    second = start + step
+    third = second + step
+    fourth = third + step
     for i in range(0, whole, WIDTH):
-        here = c + i
-        there = start + i
-        k = load(shift, here)
-        d0 = differences(load(x, there), k)
-        d1 = differences(load(x, there + step), k)
-        d2 = differences(load(x, there + 2 * step), k)
-        d3 = differences(load(x, there + 3 * step), k)
-        save(s, here, load(s, here) + ((d0 + d1) + (d2 + d3)))
-        save(q, here, fused(d0, d0, fused(d1, d1, load(q, here))) + fused(d2, d2, d3 * d3))
+        k = load(shift, c, i)
+        d0 = differences(load(x, start, i), k)
+        d1 = differences(load(x, second, i), k)
+        d2 = differences(load(x, third, i), k)
+        d3 = differences(load(x, fourth, i), k)
+        save(s, c, i, load(s, c, i) + ((d0 + d1) + (d2 + d3)))
+        save(q, c, i, fused(d0, d0, fused(d1, d1, load(q, c, i))) + fused(d2, d2, d3 * d3))
     if whole < n:
         for row in range(4):
             add_row(x, start + row * step + whole, n - whole, shift, s, q, c + whole)
-
-
-@exact
-def scale_rows(x, xi, y, yi, n, full, mean, scale, shift, past):
-    """Normalise n values, rows of `full` lanes that follow each other, each lane with its own mean, scale and shift."""
-    i = 0
-    lane = 0
-    k = least(until_aligned(y, yi, past), n)
-    while i < n:
-        if k > 0:
-            d = deviations(load_first(x, xi + i, k), load(mean, lane))
-            save_first(y, yi + i, k, d * load(scale, lane) + load(shift, lane))
-        i += k
-        lane += k
-        while i + WIDTH <= n:
-            lane -= full if lane >= full else 0
-            whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
-            for j in range(0, whole, WIDTH):
-                d = deviations(load(x, xi + i + j), load(mean, lane + j))
-                write(y, yi + i + j, d * load(scale, lane + j) + load(shift, lane + j), past)
-            i += whole
-            lane += whole
-        lane -= full if lane >= full else 0
-        k = n - i
 
 
 @helper
@@ -182,7 +155,7 @@ def spread_round(row, cells, short, fold):
     """The same, and the first eight lanes once more behind the last, for eight values that end in the next row."""
     spread(row, cells, short, fold)
     full = fold * cells * short
-    for i in range(WIDTH if full >= WIDTH else 0):
+    for i in range(WIDTH):
         row[full + i] = row[i]
 
 
@@ -273,12 +246,14 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
     mean = lanes[LANE_MEAN]
     scale = lanes[LANE_SCALE]
     shift = lanes[LANE_SHIFT]
+    centre = lanes[LANE_CENTRE]
     high = parts[0, :full]
     factor = parts[1, :full]
     rest = parts[2, :full]
     fit = parts[3, :full]
     narrow = narrow_steps(x, y, plan, outer)
     every = False
+    folded = False
     last = -1
     side_by_side = plan[LANE_X] == 1 and plan[LANE_Y] == 1 and x_step == width and y_step == width
     together = side_by_side and plan[INNER_AFFINE] == 0 and full >= WIDTH and line.size == 0 and not narrow
@@ -295,6 +270,7 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
                 last = j
                 if narrow:
                     every = set_parts(x, mean, scale, shift, high, factor, rest, fit)
+                folded = fold_lanes(x, y, full + WIDTH, mean, scale, shift, centre)
             steps = i1 - i if together else least(fold, i1 - i)
             n = steps * width
             xi = x0 + i * x_step
@@ -304,9 +280,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             source, here = gathered(x, xi, plan[LANE_X], n, buffer)
             target, there = (y, yi) if line.size == 0 else (line, 0)
             if narrow:
-                narrow_row(source, here, target, there, n, mean, scale, shift, high, factor, rest, fit, every)
+                narrow_row(source, here, target, there, n, centre, scale, shift, high, factor, rest, fit, every)
             else:
-                scale_rows(source, here, target, there, n, full, mean, scale, shift, past)
+                scale_rows(source, here, target, there, n, width, full, centre, scale, shift, folded, past)
             put(line, y, yi, plan[LANE_Y], n)
             i += steps
 
@@ -335,7 +311,7 @@ def tasks(
     full = plan[FOLD] * plan[CHUNK] * short
     pitch = lines(full)
     sums = allocate((3, pitch), np.float64)
-    lanes = allocate((3, pitch), np.float64)
+    lanes = allocate((4, pitch), np.float64)
     parts = allocate((4, pitch), np.float32)
     buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
     line = allocate((full if wants_line(y, plan[LANE_Y], full) else 0,), y.dtype)

@@ -69,37 +69,41 @@ MEAN, LOW, RSTD, SUM, PRODUCT, SCALE, SLOPE, LEVEL = range(8)
 def add_row(x, xi, dy, zi, n, mean, low, s, q, c):
     """Add dy and dy * d of n values of one row to the sums of their lanes, the first of which is c."""
     for i in range(0, n, WIDTH):
-        here = c + i
+        m = load(mean, c, i)
+        e = load(low, c, i)
         if i + WIDTH <= n:
-            g = floats(load(dy, zi + i))
-            d = centred_values(load(x, xi + i), load(mean, here), load(low, here))
+            g = floats(load(dy, zi, i))
+            d = centred_values(load(x, xi, i), m, e)
         else:
-            g = floats(load_first(dy, zi + i, n - i))
-            d = first(centred_values(load_first(x, xi + i, n - i), load(mean, here), load(low, here)), n - i)
-        save(s, here, load(s, here) + g)
-        save(q, here, fused(g, d, load(q, here)))
+            g = floats(load_first(dy, zi, i, n - i))
+            d = first(centred_values(load_first(x, xi, i, n - i), m, e), n - i)
+        save(s, c, i, load(s, c, i) + g)
+        save(q, c, i, fused(g, d, load(q, c, i)))
 
 
 @exact
 def add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c):
     """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
     whole = n // WIDTH * WIDTH
+    x2 = xi + x_step
+    x3 = x2 + x_step
+    x4 = x3 + x_step
+    z2 = zi + z_step
+    z3 = z2 + z_step
+    z4 = z3 + z_step
     for i in range(0, whole, WIDTH):
-        here = c + i
-        m = load(mean, here)
-        e = load(low, here)
-        xa = xi + i
-        za = zi + i
-        g0 = floats(load(dy, za))
-        g1 = floats(load(dy, za + z_step))
-        g2 = floats(load(dy, za + 2 * z_step))
-        g3 = floats(load(dy, za + 3 * z_step))
-        d0 = centred_values(load(x, xa), m, e)
-        d1 = centred_values(load(x, xa + x_step), m, e)
-        d2 = centred_values(load(x, xa + 2 * x_step), m, e)
-        d3 = centred_values(load(x, xa + 3 * x_step), m, e)
-        save(s, here, load(s, here) + ((g0 + g1) + (g2 + g3)))
-        save(q, here, fused(g0, d0, fused(g1, d1, load(q, here))) + fused(g2, d2, g3 * d3))
+        m = load(mean, c, i)
+        e = load(low, c, i)
+        g1 = floats(load(dy, zi, i))
+        g2 = floats(load(dy, z2, i))
+        g3 = floats(load(dy, z3, i))
+        g4 = floats(load(dy, z4, i))
+        d1 = centred_values(load(x, xi, i), m, e)
+        d2 = centred_values(load(x, x2, i), m, e)
+        d3 = centred_values(load(x, x3, i), m, e)
+        d4 = centred_values(load(x, x4, i), m, e)
+        save(s, c, i, load(s, c, i) + ((g1 + g2) + (g3 + g4)))
+        save(q, c, i, fused(g1, d1, fused(g2, d2, load(q, c, i))) + fused(g3, d3, g4 * d4))
     if whole < n:
         for row in range(4):
             add_row(x, xi + row * x_step + whole, dy, zi + row * z_step + whole, n - whole, mean, low, s, q, c + whole)
@@ -118,20 +122,19 @@ def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
     k = least(until_aligned(dx, yi, past), n)
     while i < n:
         if k > 0:
-            d = centred_values(load_first(x, xi + i, k), load(mean, lane), load(low, lane))
-            g = floats(load_first(dy, zi + i, k))
-            save_first(dx, yi + i, k, fused(g, load(scale, lane), fused(d, load(slope, lane), load(level, lane))))
+            d = centred_values(load_first(x, xi, i, k), load(mean, lane, 0), load(low, lane, 0))
+            g = floats(load_first(dy, zi, i, k))
+            save_first(dx, yi, i, k, fused(g, load(scale, lane, 0), fused(d, load(slope, lane, 0), load(level, lane, 0))))
         i += k
         lane += k
         while i + WIDTH <= n:
             lane -= full if lane >= full else 0
             whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
             for j in range(0, whole, WIDTH):
-                here = lane + j
-                d = centred_values(load(x, xi + i + j), load(mean, here), load(low, here))
-                g = floats(load(dy, zi + i + j))
-                result = fused(g, load(scale, here), fused(d, load(slope, here), load(level, here)))
-                write(dx, yi + i + j, result, past)
+                d = centred_values(load(x, xi + i, j), load(mean, lane, j), load(low, lane, j))
+                g = floats(load(dy, zi + i, j))
+                result = fused(g, load(scale, lane, j), fused(d, load(slope, lane, j), load(level, lane, j)))
+                write(dx, yi + i, j, result, past)
             i += whole
             lane += whole
         lane -= full if lane >= full else 0

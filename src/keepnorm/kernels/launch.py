@@ -36,9 +36,19 @@ def run(family: str, dtypes: Any, threads: int, count: int, stage: int, argument
     MemoryError
         If there is no memory for the scratch arrays of a task.
     """
+    start(entry_for(family, dtypes, arguments), threads, count, stage, arguments)
+
+
+def entry_for(family: str, dtypes: Any, arguments: tuple[Any, ...]) -> Callable[..., None]:
+    """The machine code of a family for such arguments, for `start`."""
     entry = _entries.get((family, dtypes))
     if entry is None:
         entry = _entries[family, dtypes] = _entry(family, layout_of(family, arguments))
+    return entry
+
+
+def start(entry: Callable[..., None], threads: int, count: int, stage: int, arguments: tuple[Any, ...]) -> None:
+    """Run machine code: as `run`."""
     if threads == 1:
         entry(0, 1, 0, count, stage, *arguments)
         return

@@ -8,6 +8,7 @@ overlap with those of the others. A cell's sums do not depend on who goes with i
 import numpy as np
 from numba import types
 
+from keepnorm.kernels.affine import fold, scale_run, scale_run_affine
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.integers import least, most
@@ -53,23 +54,17 @@ from keepnorm.kernels.traffic import (
     gathered,
     put,
     streams,
-    until_aligned,
     wants_line,
 )
 from keepnorm.kernels.vector import (
     WIDTH,
-    centred_values,
-    deviations,
     differences,
     fill,
     first,
-    floats,
     fused,
     load,
     load_first,
-    save_first,
     total,
-    write,
 )
 
 # Rows of the scratch array of a group of cells.
@@ -83,59 +78,19 @@ def run_sums(x, start, n, shift):
     s = s2 = q = q2 = fill(0.0)
     i = 0
     while i + 2 * WIDTH <= n:
-        d = differences(load(x, start + i), k)
-        e = differences(load(x, start + i + WIDTH), k)
+        d = differences(load(x, start, i), k)
+        e = differences(load(x, start + WIDTH, i), k)
         s += d
         s2 += e
         q = fused(d, d, q)
         q2 = fused(e, e, q2)
         i += 2 * WIDTH
     while i < n:
-        d = first(differences(load_first(x, start + i, n - i), k), n - i)
+        d = first(differences(load_first(x, start, i, n - i), k), n - i)
         s += d
         q = fused(d, d, q)
         i += WIDTH
     return total(s + s2), total(q + q2)
-
-
-@exact
-def scale_run(x, xi, y, yi, n, mean, scale, shift, past):
-    """Normalise a run with one scale and one shift; subtracting first keeps the digits of x - mean."""
-    m = fill(mean)
-    w = fill(scale)
-    b = fill(shift)
-    i = 0
-    k = until_aligned(y, yi, past)
-    while i < n:
-        k = least(k, n - i)
-        if k > 0:
-            save_first(y, yi + i, k, deviations(load_first(x, xi + i, k), m) * w + b)
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
-            write(y, yi + j, deviations(load(x, xi + j), m) * w + b, past)
-        i += k + whole
-        k = n - i
-
-
-@exact
-def scale_run_affine(x, xi, y, yi, n, mean, low, scale, weight, bias, a, past):
-    """Normalise a run whose values each have their own weight and bias, from affine index `a` on."""
-    m = fill(mean)
-    e = fill(low)
-    r = fill(scale)
-    i = 0
-    k = until_aligned(y, yi, past)
-    while i < n:
-        k = least(k, n - i)
-        if k > 0:
-            d = centred_values(load_first(x, xi + i, k), m, e)
-            save_first(y, yi + i, k, d * r * floats(load_first(weight, a + i, k)) + floats(load_first(bias, a + i, k)))
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
-            d = centred_values(load(x, xi + j), m, e)
-            write(y, yi + j, d * r * floats(load(weight, a + j)) + floats(load(bias, a + j)), past)
-        i += k + whole
-        k = n - i
 
 
 @exact
@@ -202,7 +157,7 @@ def block(x, plan, outer, start, step, b, count, part, sums, cells, buffer):
 
 
 @exact
-def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, buffer, line, behind):
+def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, wide, buffer, line, behind):
     """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of neighbouring cells."""
     home = offset(kept, cell, CELL)
     x_start = plan[BASE_X] + offset(kept, cell, X) + i0 * plan[INNER_X]
@@ -213,6 +168,7 @@ def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, b
     y_step = kept[last, Y] if cells > 1 else 0
     affine_step = kept[last, AFFINE] if cells > 1 else 0
     n = i1 - i0
+    each = plan[INNER_AFFINE] != 0  # whether every value has a weight of its own
     piece = n if line.size == 0 and plan[INNER_X] == 1 else LINE
     past = line.size == 0 and streams(y, plan[INNER])
     for p in range(p0, p1):
@@ -223,9 +179,10 @@ def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, b
             mean = state[MEAN, k]
             low = state[LOW, k]
             scale = state[SCALE, k]
-            w = scale * weight[a]
-            shift = bias[a] - low * w
+            w = scale if each else scale * weight[a]
+            shift = -low * w if each else bias[a] - low * w
             narrow = narrow_steps(x, y, plan, outer) and fits(x, y, mean, w, shift)
+            centre, shift_of_x = fold(x, y, mean, w, shift)
             if behind:
                 ask_ahead(x, x0 + cells * n, 0, 1, n)
             i = 0
@@ -235,10 +192,10 @@ def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, b
                 target, yi = (y, y0 + i) if line.size == 0 else (line, 0)
                 if narrow:
                     narrow_run(source, xi, target, yi, m, mean, w, shift)
-                elif plan[INNER_AFFINE] == 0:
-                    scale_run(source, xi, target, yi, m, mean, w, shift, past)
+                elif each:
+                    scale_run_affine(source, xi, target, yi, m, centre, w, shift_of_x, wide[0], wide[1], a + i, past)
                 else:
-                    scale_run_affine(source, xi, target, yi, m, mean, low, scale, weight, bias, a + i, past)
+                    scale_run(source, xi, target, yi, m, centre, w, shift_of_x, past)
                 put(line, y, y0 + i * plan[INNER_Y], plan[INNER_Y], m)
                 i += m
             x0 += x_step
@@ -282,7 +239,11 @@ def tasks(
     group_cells = allocate((together,), np.int64)
     own = allocate((blocks if stage >= 3 else 1, 4, together), np.float64)
     line = allocate((LINE if wants_line(y, plan[INNER_Y], plan[INNER]) else 0,), y.dtype)
-    ready = have(buffer) and have(group_sums) and have(group_cells) and have(own) and have(line)
+    wide = allocate((2, weight.size if plan[INNER_AFFINE] != 0 else 0), np.float64)
+    ready = have(buffer) and have(group_sums) and have(group_cells) and have(own) and have(line) and have(wide)
+    for i in range(wide.shape[1] if ready else 0):
+        wide[0, i] = weight[i]
+        wide[1, i] = bias[i]
     t = t0 if ready else t1
     while t < t1:
         run = t // pieces
@@ -311,7 +272,7 @@ def tasks(
             p1 = position + 1 if stage == 2 else plan[POSITIONS]
             i0 = (t - run * pieces) * plan[ROWS]
             i1 = least(i0 + plan[ROWS], plan[INNER]) if stage == 2 else plan[INNER]
-            apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, buffer, line, behind)
+            apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, wide, buffer, line, behind)
         t += cells
     finish()
     release(buffer)
@@ -319,4 +280,5 @@ def tasks(
     release(group_cells)
     release(own)
     release(line)
+    release(wide)
     return 0 if ready else 1

@@ -60,15 +60,15 @@ def run_sums(x, xi, dy, zi, n, mean, low):
     s = q = fill(0.0)
     i = 0
     while i + WIDTH <= n:
-        g = floats(load(dy, zi + i))
+        g = floats(load(dy, zi, i))
         s += g
-        q = fused(g, centred_values(load(x, xi + i), m, e), q)
+        q = fused(g, centred_values(load(x, xi, i), m, e), q)
         i += WIDTH
     if i < n:
         k = n - i
-        g = floats(load_first(dy, zi + i, k))
+        g = floats(load_first(dy, zi, i, k))
         s += g
-        q = fused(g, first(centred_values(load_first(x, xi + i, k), m, e), k), q)
+        q = fused(g, first(centred_values(load_first(x, xi, i, k), m, e), k), q)
     return total(s), total(q)
 
 
@@ -81,19 +81,18 @@ def run_sums_affine(x, xi, dy, zi, n, mean, low, scale, weight, dweight, dbias, 
     s = q = fill(0.0)
     for i in range(0, n, WIDTH):
         k = n - i
-        j = a + i
         if k >= WIDTH:
-            given = floats(load(dy, zi + i))
-            d = centred_values(load(x, xi + i), m, e)
-            save(dweight, j, fused(given * d, r, load(dweight, j)))
-            save(dbias, j, load(dbias, j) + given)
-            g = given * load(weight, j)
+            given = floats(load(dy, zi, i))
+            d = centred_values(load(x, xi, i), m, e)
+            save(dweight, a, i, fused(given * d, r, load(dweight, a, i)))
+            save(dbias, a, i, load(dbias, a, i) + given)
+            g = given * load(weight, a, i)
         else:
-            given = floats(load_first(dy, zi + i, k))
-            d = first(centred_values(load_first(x, xi + i, k), m, e), k)
-            save_first(dweight, j, k, fused(given * d, r, load_first(dweight, j, k)))
-            save_first(dbias, j, k, load_first(dbias, j, k) + given)
-            g = given * load_first(weight, j, k)
+            given = floats(load_first(dy, zi, i, k))
+            d = first(centred_values(load_first(x, xi, i, k), m, e), k)
+            save_first(dweight, a, i, k, fused(given * d, r, load_first(dweight, a, i, k)))
+            save_first(dbias, a, i, k, load_first(dbias, a, i, k) + given)
+            g = given * load_first(weight, a, i, k)
         s += g
         q = fused(g, d, q)
     return total(s), total(q)
@@ -112,12 +111,12 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
     while i < n:
         k = least(k, n - i)
         if k > 0:
-            d = centred_values(load_first(x, xi + i, k), m, e)
-            save_first(dx, yi + i, k, fused(floats(load_first(dy, zi + i, k)), f, fused(d, b, c)))
+            d = centred_values(load_first(x, xi, i, k), m, e)
+            save_first(dx, yi, i, k, fused(floats(load_first(dy, zi, i, k)), f, fused(d, b, c)))
         whole = (n - i - k) // WIDTH * WIDTH
         for j in range(i + k, i + k + whole, WIDTH):
-            d = centred_values(load(x, xi + j), m, e)
-            write(dx, yi + j, fused(floats(load(dy, zi + j)), f, fused(d, b, c)), past)
+            d = centred_values(load(x, xi, j), m, e)
+            write(dx, yi, j, fused(floats(load(dy, zi, j)), f, fused(d, b, c)), past)
         i += k + whole
         k = n - i
 
@@ -135,14 +134,14 @@ def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, s
     while i < n:
         k = least(k, n - i)
         if k > 0:
-            d = centred_values(load_first(x, xi + i, k), m, e)
-            g = floats(load_first(dy, zi + i, k)) * load_first(weight, a + i, k)
-            save_first(dx, yi + i, k, fused(g, f, fused(d, b, c)))
+            d = centred_values(load_first(x, xi, i, k), m, e)
+            g = floats(load_first(dy, zi, i, k)) * load_first(weight, a, i, k)
+            save_first(dx, yi, i, k, fused(g, f, fused(d, b, c)))
         whole = (n - i - k) // WIDTH * WIDTH
         for j in range(i + k, i + k + whole, WIDTH):
-            d = centred_values(load(x, xi + j), m, e)
-            g = floats(load(dy, zi + j)) * load(weight, a + j)
-            write(dx, yi + j, fused(g, f, fused(d, b, c)), past)
+            d = centred_values(load(x, xi, j), m, e)
+            g = floats(load(dy, zi, j)) * load(weight, a, j)
+            write(dx, yi, j, fused(g, f, fused(d, b, c)), past)
         i += k + whole
         k = n - i
 

@@ -131,27 +131,24 @@ def put(line, y, start, step, n):
 
 @variant(put)
 def _put(line, y, start, step, n):
-    if isinstance(y.dtype, types.Record):
-        return lambda line, y, start, step, n: _put_past(line, y, start, step, n) if line.size else None
-    return lambda line, y, start, step, n: _put_apart(line, y, start, step, n) if line.size else None
+    def apart(line, y, start, step, n):
+        for k in range(n if line.size > 0 else 0):
+            y[start + k * step] = line[k]
 
+    def past(line, y, start, step, n):
+        if line.size == 0:
+            return
+        size = y.itemsize
+        head = least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
+        for k in range(head):
+            y[start + k * step] = line[k]
+        while head + _CACHE_LINE // size <= n:
+            _stream(line, head, y, start + head)
+            head += _CACHE_LINE // size
+        for k in range(head, n):
+            y[start + k] = line[k]
 
-@exact
-def _put_apart(line, y, start, step, n):
-    for k in range(n):
-        y[start + k * step] = line[k]
-
-
-@exact
-def _put_past(line, y, start, step, n):
-    size = y.itemsize
-    head = least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
-    _put_apart(line, y, start, step, head)
-    while head + _CACHE_LINE // size <= n:
-        _stream(line, head, y, start + head)
-        head += _CACHE_LINE // size
-    for k in range(head, n):
-        y[start + k] = line[k]
+    return past if isinstance(y.dtype, types.Record) else apart
 
 
 @exact

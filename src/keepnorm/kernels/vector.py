@@ -85,8 +85,9 @@ def _kind(dtype):
     return FLOATS if dtype is types.float64 else Values(dtype)
 
 
-def _place(context, builder, kind, array, index):
-    """The address of array[index], as that of eight values, and the bytes that it is a multiple of."""
+def _place(context, builder, kind, array, start, index):
+    """The address of array[start + index], as that of eight values, and the bytes that it is a multiple of."""
+    index = builder.add(start, index)
     made = context.make_array(kind)(context, builder, array)
     size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
     start = builder.gep(builder.bitcast(made.data, _BYTES), [builder.mul(index, Constant(index.type, size))])
@@ -105,52 +106,52 @@ def _filled(builder, value):
 
 
 @intrinsic
-def load(typing, array, index):
-    """The eight values of a flat array from an index on."""
+def load(typing, array, start, index):
+    """The eight values of a flat array from array[start + index] on."""
 
     def generate(context, builder, signature, arguments):
         pointer, size = _place(context, builder, signature.args[0], *arguments)
         return builder.load(pointer, align=size)
 
-    return _kind(array.dtype)(array, types.intp), generate
+    return _kind(array.dtype)(array, types.intp, types.intp), generate
 
 
 @intrinsic
-def load_first(typing, array, index, n):
+def load_first(typing, array, start, index, n):
     """The first n of eight values, and zeros; the rest is not read."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
         lanes = pointer.type.pointee
-        mask = _are_first(builder, arguments[2])
+        mask = _are_first(builder, arguments[3])
         kind = ir.FunctionType(lanes, [pointer.type, _INT, mask.type, lanes])
         name = f"llvm.masked.load.v{WIDTH}{_letters(lanes.element)}.p0"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
         return builder.call(function, [pointer, Constant(_INT, size), mask, Constant(lanes, None)])
 
-    return _kind(array.dtype)(array, types.intp, types.intp), generate
+    return _kind(array.dtype)(array, types.intp, types.intp, types.intp), generate
 
 
 @intrinsic
-def save(typing, array, index, value):
+def save(typing, array, start, index, value):
     """Write eight float64 to a flat array, rounded to its dtype."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
-        builder.store(_rounded(builder, signature.args[0].dtype, arguments[2]), pointer, align=size)
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
+        builder.store(_rounded(builder, signature.args[0].dtype, arguments[3]), pointer, align=size)
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, FLOATS), generate
+    return types.none(array, types.intp, types.intp, FLOATS), generate
 
 
 @intrinsic
-def write(typing, array, index, value, past):
+def write(typing, array, start, index, value, past):
     """The same, past the caches where `past` says so; the address must then be a multiple of what eight values take."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
-        value = _rounded(builder, signature.args[0].dtype, arguments[2])
-        with builder.if_else(arguments[3]) as (beside, through):
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
+        value = _rounded(builder, signature.args[0].dtype, arguments[3])
+        with builder.if_else(arguments[4]) as (beside, through):
             with beside:
                 store = builder.store(value, pointer, align=WIDTH * size)
                 store.set_metadata("nontemporal", builder.module.add_metadata([_INT(1)]))
@@ -158,25 +159,25 @@ def write(typing, array, index, value, past):
                 builder.store(value, pointer, align=size)
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, FLOATS, types.boolean), generate
+    return types.none(array, types.intp, types.intp, FLOATS, types.boolean), generate
 
 
 @intrinsic
-def save_first(typing, array, index, n, value):
+def save_first(typing, array, start, index, n, value):
     """Write the first n of eight float64."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:2])
+        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
         lanes = pointer.type.pointee
-        mask = _are_first(builder, arguments[2])
+        mask = _are_first(builder, arguments[3])
         kind = ir.FunctionType(ir.VoidType(), [lanes, pointer.type, _INT, mask.type])
         name = f"llvm.masked.store.v{WIDTH}{_letters(lanes.element)}.p0"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
-        value = _rounded(builder, signature.args[0].dtype, arguments[3])
+        value = _rounded(builder, signature.args[0].dtype, arguments[4])
         builder.call(function, [value, pointer, Constant(_INT, size), mask])
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp, FLOATS), generate
+    return types.none(array, types.intp, types.intp, types.intp, FLOATS), generate
 
 
 def _letters(kind):
@@ -234,6 +235,16 @@ def fused(typing, a, b, c):
     return FLOATS(FLOATS, FLOATS, FLOATS), generate
 
 
+@intrinsic
+def scaled(typing, a, b, c):
+    """a * b + c, rounded twice: where c is the negative product of the same numbers, nothing is left."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fadd(builder.fmul(*arguments[:2]), arguments[2])
+
+    return FLOATS(FLOATS, FLOATS, FLOATS), generate
+
+
 def _call(builder, name, *arguments):
     """One of LLVM's functions of eight float64."""
     kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(arguments))
@@ -258,6 +269,24 @@ def deviations(typing, values, mean):
         return _deviation(builder, signature.args[0], *arguments)
 
     return FLOATS(values, FLOATS), generate
+
+
+def fold_into(given, result):
+    """Whether float64 has digits enough between two dtypes for a mean to go into the shift (affine.py)."""
+    return result is not types.float64 and given not in (types.float64, types.int64, types.uint64)
+
+
+@intrinsic
+def uncentred(typing, values, centre, result):
+    """Eight values less their centres, which are 0 where `fold_into` says so: then it is not subtracted."""
+
+    def generate(context, builder, signature, arguments):
+        kind = signature.args[0]
+        if kind is not FLOATS and fold_into(kind.dtype, result.dtype):
+            return _widened(builder, kind.dtype, arguments[0])
+        return _deviation(builder, kind, *arguments[:2])
+
+    return FLOATS(values, FLOATS, result), generate
 
 
 @intrinsic

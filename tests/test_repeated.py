@@ -1,0 +1,91 @@
+"""What is kept of one call serves the next: the same answer for whatever arrays come, of the same shape."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+import keepnorm as kn
+from keepnorm.engines import host
+
+SHAPE = (6, 20, 8)
+CALLS = {
+    "normalize": lambda x, w, b: kn.normalize(x, 1, w, b),
+    "batch_norm": lambda x, w, b: kn.batch_norm(x, w, b, channel=1),
+    "instance_norm": lambda x, w, b: kn.instance_norm(x, w, b, channel=1),
+    "rms_norm": lambda x, w, b: kn.rms_norm(x, w, b, axes=1),
+    "layer_norm": lambda x, w, b: kn.layer_norm(x, w, b, axes=1),
+}
+
+
+def arrays():
+    """x, weight and bias, in float32 and C order: the usual call."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, SHAPE).astype(np.float32)
+    return x, rng.normal(1, 0.1, 20).astype(np.float32), rng.normal(0, 0.1, 20).astype(np.float32)
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def unaligned(a):
+    memory = np.zeros(a.nbytes + 1, np.uint8)
+    there = memory[1:].view(a.dtype).reshape(a.shape)
+    there[...] = a
+    return there
+
+
+OTHERS = {
+    "the same": lambda a: a,
+    "F order": np.asfortranarray,
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "backwards": lambda a: a[::-1].copy()[::-1],
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "float64": lambda a: a.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("name", CALLS)
+def test_other_arrays_after_the_usual_ones(name, given):
+    call = CALLS[name]
+    x, w, b = arrays()
+    w, b = (a if said else None for a, said in zip((w, b), given, strict=True))
+    expected = call(x, w, b)
+    for other in OTHERS.values():
+        for y in (call(other(x), w, b), call(x, *(None if a is None else other(a) for a in (w, b))), call(x, w, b)):
+            np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=0, atol=1e-6)
+    assert call(x, w, b).tobytes() == expected.tobytes()
+    assert call(-x, w, b).tobytes() != expected.tobytes()
+
+
+def test_parameters_and_arrays_of_a_call_are_not_kept():
+    x, w, b = arrays()
+    for _ in range(2):
+        y = kn.normalize(x, 1, w, b)
+    marks = [weakref.ref(a) for a in (x, w, b, y)]
+    del x, w, b, y
+    gc.collect()
+    assert [mark() for mark in marks] == [None] * 4
+
+
+def test_what_is_kept_has_a_bound(monkeypatch):
+    monkeypatch.setattr(host, "_MOST_READY", 3)
+    for n in range(5, 15):
+        kn.normalize(np.ones((4, n), np.float32), 1)
+        assert len(host._READY) <= 3
+
+
+def test_errors_come_before_what_is_kept():
+    x, w, b = arrays()
+    kn.normalize(x, 1, w, b)
+    with pytest.raises(ValueError, match="weight has shape"):
+        kn.normalize(x, 1, w[:-1].copy(), b)
+    with pytest.raises(ValueError, match="eps"):
+        kn.normalize(x, 1, w, b, eps=-1.0)
