@@ -2,6 +2,10 @@
 
 import ctypes
 import mmap
+import os
+import platform
+import subprocess
+import sys
 from fractions import Fraction
 
 import ml_dtypes
@@ -175,3 +179,29 @@ def test_sums_have_one_order_and_operators_are_what_they_say():
     assert (out[:WIDTH] == (((a + 3.0) + a) - 3.0) * 3.0 - a * 3.0).all()
     np.testing.assert_allclose(out[WIDTH : 2 * WIDTH], 4 * a, rtol=2e-15)
     assert (out[2 * WIDTH :] == a * 3.0 + ((a + 3.0) + a - 3.0) * 3.0).all()
+
+
+OTHER_PROCESSOR = """
+import numpy as np
+import keepnorm as kn
+rng = np.random.default_rng(5)
+for dtype in (np.float32, np.float64, np.int64, np.uint8):
+    for shape in ((9, 21, 150), (50, 21, 3)):
+        x = (rng.random(shape) * 200).astype(dtype)
+        exact = x.astype(np.float64)
+        mean, var = exact.mean((0, 2), keepdims=True), exact.var((0, 2), keepdims=True)
+        expected = (exact - mean) / np.sqrt(var + 1e-5)
+        y, vjp = kn.normalize_vjp(x, 1)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(vjp(np.ones_like(y))[0], 0, atol=1e-5)
+print("done")
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names processors of one family")
+@pytest.mark.parametrize(("processor", "features"), [("x86-64", ""), ("haswell", "+avx,+avx2,+fma,+f16c")])
+def test_processors_with_shorter_vectors(processor, features, tmp_path):
+    chosen = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", OTHER_PROCESSOR]
+    run = subprocess.run(command, env=os.environ | chosen, capture_output=True, text=True, timeout=600, check=False)
+    assert run.stdout == "done\n", run.stderr[-2000:]
