@@ -74,17 +74,16 @@ def normalize(
 ) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
     usual = moments is None and where is None and out is None and _is_usual(x, weight, bias)
-    if usual:
-        ready = _READY.get((id(axes), weight is None, bias is None))
-        if ready is not None:
-            threads = threads_for(x.size)
-            if threads <= ready.tasks:
-                return ready.run(x, weight, bias, eps, center, threads)
+    ready = _READY.get((id(axes), weight is None, bias is None)) if usual else None
+    if ready is not None:
+        threads = threads_for(x.size)
+        if threads <= ready.tasks:
+            return ready.run(x, weight, bias, eps, center, threads)
     result, target = _outputs(x, out)
     x = readable(x)
     if x.size:
         _normalize(x, target, axes, weight, bias, eps, center, moments, where, out is None)
-        if usual:
+        if usual and ready is None:
             _keep_ready(x, axes, weight, bias)
     return _finish(result, target)
 
