@@ -34,6 +34,8 @@ BACKWARD = ((X, 1), (X, 1), (X, 1), *TABLES, (DOUBLE, 2), (DOUBLE, 1), (DOUBLE, 
 LAYOUTS = {
     "runs": FORWARD,
     "lanes": FORWARD,
+    "own_runs": FORWARD,
+    "own_lanes": FORWARD,
     "masked": ((X, 1), (np.dtype(np.uint8), 1), *TABLES),
     "runs_backward": BACKWARD,
     "lanes_backward": BACKWARD,

@@ -126,6 +126,12 @@ class Plan:
         """The number of values of each cell."""
         return self.positions * self.inner.size * self.lane_reduced.size
 
+    @property
+    def own(self) -> bool:
+        """Whether every value of a cell has a weight and a bias of its own."""
+        reduced = [a for a in (*self.outer, self.inner, self.lane_reduced) if a.size > 1 and not a.cell]
+        return bool(reduced) and all(a.affine for a in reduced)
+
     def block(self, b: int) -> tuple[int, int, int, int]:
         """The outer positions [p0, p1) and the steps of `inner` [i0, i1) of block `b`; the kernels compute the same."""
         if self.pieces == 1:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import Walk, flat, parameters, plain, readable, state_of, walk_strides
+from keepnorm.engines.memory import Walk, flat, plain, readable, state_of, walk_strides
 from keepnorm.engines.results import empty_like
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import threads_for
@@ -101,7 +101,7 @@ def _backward(
     result = tuple(step // x.itemsize * dtype.itemsize for step in x.strides), dtype.itemsize  # x is dense
     steps = walk_strides(axes if given else plain(axes), ((x.strides, x.itemsize), result, result))
     plan = steps.plan
-    w, _ = parameters(steps, weight, bias)
+    w = np.ones(1 if bias is None else bias.size) if weight is None else steps.from_affine(weight)
     state = state_of(used, steps) if isinstance(used, Moments) else steps.from_states(*used, axes)
     inside = given and not set(axes.affine) <= set(axes.keep)
     groups = plan.cells_outside * plan.chunks

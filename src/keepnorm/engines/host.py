@@ -21,6 +21,9 @@ Arguments: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
 
+# Where the states are among a kernel's arguments, and M2 in them.
+_STATE, _M2 = 6, 3
+
 _NO_PART = np.empty((1, 4, 1))
 _NO_OUTPUT = np.empty(1, np.float32)
 _SINGLE = np.dtype(np.float32)
@@ -232,8 +235,9 @@ def _reduce(steps: Walk, arguments: Arguments, threads: int) -> None:
 
 
 def _apply_given(steps: Walk, arguments: Arguments, threads: int) -> None:
-    """The affine step with states that no reduction has written."""
+    """The affine step with states that no reduction has written, and that say nothing of how far x may lie (own.py)."""
     _run(steps, 1, steps.groups, CENTERS, arguments)
+    arguments[1][_STATE][_M2] = 0.0
     _apply(steps, arguments, threads)
 
 

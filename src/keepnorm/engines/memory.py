@@ -9,6 +9,7 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.moments import Moments
+from keepnorm.plan import UNIT as UNIT_AXIS
 from keepnorm.plan import Plan, make_plan
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +29,7 @@ _DOUBLE = np.dtype(np.float64)
 
 
 class Walk(NamedTuple):
-    """A plan as the kernels take it: its integers, the table of outer kept axes and that of outer reduced axes."""
+    """A plan as the kernels take it: its integers, and tables of outer kept and outer reduced axes, at least one in each."""
 
     plan: Plan
     integers: Array
@@ -107,6 +108,9 @@ def flat(x: Array) -> Array:
     """The memory from the first to the last byte of x as a contiguous array, of any rank, of the kernels' dtype."""
     if x.flags.c_contiguous:
         return x if x.dtype in _PLAIN else x.view(_record_of(x.dtype))
+    dense = x.transpose(_by_stride(x.strides))
+    if dense.flags.c_contiguous:
+        return dense if x.dtype in _PLAIN else dense.view(_record_of(x.dtype))
     low = high = 0
     for n, step in zip(x.shape, x.strides, strict=True):
         if step < 0:
@@ -117,6 +121,12 @@ def flat(x: Array) -> Array:
     address = x.__array_interface__["data"][0] + low
     whole = np.asarray(_Span(address, (high - low) // x.itemsize + 1, raw, x))
     return whole.view(x.dtype if x.dtype in _PLAIN else _record_of(x.dtype))
+
+
+@lru_cache(maxsize=4096)
+def _by_stride(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes, the one with the largest step first."""
+    return tuple(sorted(range(len(strides)), key=lambda a: -abs(strides[a])))
 
 
 def walk(axes: Axes, arrays: tuple[Array, ...]) -> Walk:
@@ -164,11 +174,12 @@ def walk_strides(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) ->
             plan.chunks,
             plan.neighbours,
             _asks_ahead(plan, arrays[0][1]),
+            plan.own,
         ],
         np.int64,
     )
-    family, groups = "lanes" if plan.lanes else "runs", plan.cells_outside * plan.chunks
-    kept, outer = (np.array(table, np.int64).reshape(len(table), 7) for table in (plan.kept, plan.outer))
+    family, groups = _family(plan), plan.cells_outside * plan.chunks
+    kept, outer = (np.array(table or (UNIT_AXIS,), np.int64) for table in (plan.kept, plan.outer))
     return Walk(
         plan,
         integers,
@@ -181,6 +192,13 @@ def walk_strides(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) ->
         plan.cells,
         plan.fused,
     )
+
+
+def _family(plan: Plan) -> str:
+    """The kernels for a plan: those of own.py where values side by side in a cell have weights of their own."""
+    if plan.lanes:
+        return "own_lanes" if plan.own else "lanes"
+    return "own_runs" if plan.inner.affine else "runs"
 
 
 def _asks_ahead(plan: Plan, itemsize: int) -> bool:

@@ -71,7 +71,7 @@ def normalize(
     if kernels is None:
         return standard.normalize(x, axes, weight, bias, eps, center, moments, where, out)
     if differentiates:
-        return _functions().Normalize.apply(x, weight, bias, axes, eps, center, moments, where)
+        return _functions().Normalize.apply(x, weight, bias, kernels, axes, eps, center, moments, where)
     y = _output(x) if out is None else out
     kernels.normalize(_raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where), _raw(y))
     return _written(y)
@@ -86,7 +86,7 @@ def normalize_with_moments(
         return standard.normalize_with_moments(x, axes, weight, bias, eps, where)
     if _differentiates(x, weight, bias):
         seen = _as_tensors(kernels.moments(_raw(x), axes, _raw(where)))
-        return _functions().Normalize.apply(x, weight, bias, axes, eps, True, None, where), seen
+        return _functions().Normalize.apply(x, weight, bias, kernels, axes, eps, True, None, where), seen
     y, state = kernels.normalize_with_moments(_raw(x), axes, _raw(weight), _raw(bias), eps, _raw(where))
     return _tensor(y), _as_tensors(state)
 
@@ -193,15 +193,13 @@ def _raw(tensor: Any) -> Any:
         return tensor
     import torch
 
-    tensor = tensor.detach()
-    if tensor.device.type != "cpu":
-        return tensor
-    tensor = tensor.resolve_neg()
+    if not tensor.is_cpu:
+        return tensor.detach()
     if tensor.dtype is torch.bfloat16:
         from ml_dtypes import bfloat16
 
-        return tensor.view(torch.uint16).numpy().view(bfloat16)
-    return tensor.numpy()
+        return tensor.detach().resolve_neg().view(torch.uint16).numpy().view(bfloat16)
+    return tensor.numpy(force=True)  # detached, and without a pending sign
 
 
 def _tensor(array: Any) -> Tensor:

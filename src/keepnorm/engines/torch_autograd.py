@@ -4,7 +4,7 @@ Where the backward itself is to be differentiated, or its cotangent is batched, 
 that every higher derivative is right.
 """
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from keepnorm.axes import Axes
@@ -34,6 +34,7 @@ def functions() -> Any:
             x: Tensor,
             weight: Tensor | None,
             bias: Tensor | None,
+            kernels: ModuleType,
             axes: Axes,
             eps: float,
             center: bool,
@@ -41,7 +42,7 @@ def functions() -> Any:
             where: Tensor | None,
         ) -> Tensor:
             raw = engine._raw
-            y, ctx.vjp = _on(x).normalize_vjp(
+            y, ctx.vjp = kernels.normalize_vjp(
                 raw(x), axes, raw(weight), raw(bias), eps, center, engine._as_raw(moments), raw(where)
             )
             ctx.save_for_backward(x, weight, bias, where)
@@ -58,7 +59,7 @@ def functions() -> Any:
             else:
                 gradients = Gradients(*(None if g is None else engine._tensor(g) for g in ctx.vjp(engine._raw(dy))))
             needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
-            return (*needed, None, None, None, None, None)
+            return (*needed, None, None, None, None, None, None)
 
     class Measure(torch.autograd.Function):
         """(K, delta, M2) of x. K is a constant: what depends on x is the mean, whose gradient delta carries."""

@@ -62,6 +62,12 @@ def fold_lanes(x, y, n, mean, w, shift, centre):
 
 
 @exact
+def unit(x, y, plan, weight, bias):
+    """What the affine step wants to know of the parameters before it begins: nothing."""
+    return 1.0
+
+
+@exact
 def scale_run(x, xi, y, yi, n, centre, w, shift, past):
     """Normalise a run with one factor and one shift."""
     m = fill(centre)
@@ -76,27 +82,6 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
         whole = (n - i - k) // WIDTH * WIDTH
         for j in range(i + k, i + k + whole, WIDTH):
             write(y, yi, j, scaled(deviations(load(x, xi, j), m), f, b), past)
-        i += k + whole
-        k = n - i
-
-
-@exact
-def scale_run_affine(x, xi, y, yi, n, centre, w, shift, weight, bias, a, past):
-    """Normalise a run, and multiply and shift every value by its own weight and bias, which begin at affine index `a`."""
-    m = fill(centre)
-    f = fill(w)
-    b = fill(shift)
-    i = 0
-    k = until_aligned(y, yi, past)
-    while i < n:
-        k = least(k, n - i)
-        if k > 0:
-            d = scaled(deviations(load_first(x, xi, i, k), m), f, b)
-            save_first(y, yi, i, k, scaled(d, load_first(weight, a, i, k), load_first(bias, a, i, k)))
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
-            d = scaled(deviations(load(x, xi, j), m), f, b)
-            write(y, yi, j, scaled(d, load(weight, a, j), load(bias, a, j)), past)
         i += k + whole
         k = n - i
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.affine import fold_lanes, scale_rows
+from keepnorm.kernels.affine import fold_lanes, scale_rows, unit
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import narrow_row, narrow_steps, set_parts
 from keepnorm.kernels.integers import least
@@ -67,6 +67,7 @@ from keepnorm.kernels.vector import (
 # Rows of the scratch arrays of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
 LANE_MEAN, LANE_SCALE, LANE_SHIFT, LANE_CENTRE = range(4)
+LANE_ROWS = 5  # those of the kernels of own_lanes.py
 
 
 @exact
@@ -209,7 +210,7 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
 
 
 @helper
-def set_lanes(plan, cell, cells, state, lanes):
+def set_lanes(y, plan, cell, cells, state, known, lanes, parts):
     """Spread the means of `cells` cells over their lanes."""
     for k in range(cells):
         lanes[LANE_MEAN, k] = state[MEAN, cell + k]
@@ -287,74 +288,83 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             i += steps
 
 
-@exact
-def tasks(
-    stage,
-    t0,
-    t1,
-    x,
-    y,
-    plan,
-    kept,
-    outer,
-    part,
-    state,
-    weight,
-    bias,
-    eps,
-    center,
-):
-    """Run the tasks [t0, t1) of a stage: as in runs.py, with a chunk of neighbouring cells for a cell and blocks for runs."""
-    blocks = plan[BLOCKS]
-    chunks = plan[CHUNKS]
-    short = plan[LANE_REDUCED]
-    full = plan[FOLD] * plan[CHUNK] * short
-    pitch = lines(full)
-    sums = allocate((3, pitch), np.float64)
-    lanes = allocate((4, pitch), np.float64)
-    parts = allocate((4, pitch), np.float32)
-    buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
-    line = allocate((full if wants_line(y, plan[LANE_Y], full) else 0,), y.dtype)
-    own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)
-    ready = have(sums) and have(lanes) and have(parts) and have(buffer) and have(line) and have(own)
-    states = part if stage < 2 else own
-    behind = stage == 4 and plan[BEHIND] != 0
-    of_blocks = stage == 0 or stage == 2
-    before = -1
-    for t in range(t0, t1 if ready else t0):
-        group = t // blocks if of_blocks else t
-        b0 = t - group * blocks if of_blocks else 0
-        b1 = b0 + 1 if of_blocks else blocks
-        first = 0 if stage >= 3 else t if stage == 0 else t * blocks
-        position = group // chunks
-        k0 = (group - position * chunks) * plan[CHUNK]
-        cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
-        cell = offset(kept, position, CELL) + k0
-        x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
-        if stage == 0 or stage == 3 or stage == 4:
-            for b in range(b0, b1):
-                block(x, plan, outer, x_start, b, cells, states[first + b - b0], sums, buffer)
-        if stage == 1 or stage == 3 or stage == 4:
-            merge_blocks(states, first, blocks, cells)
-            copy_states(states[first], state, cell, cells)
-        if stage != 0 and stage != 2:
-            set_centers(state, cell, cells, eps, center, is_narrow(y))
-        if stage == 2 or stage == 4:
-            y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
-            a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
-            if group != before:
-                set_lanes(plan, cell, cells, state, lanes)
-                before = group
-            for b in range(b0, b1):
-                apply(
-                    x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, parts,
-                    buffer, line, behind,
-                )  # fmt: skip
-    finish()
-    release(sums)
-    release(lanes)
-    release(parts)
-    release(buffer)
-    release(line)
-    release(own)
-    return 0 if ready else 1
+def kernel(learn, set_lanes, apply):
+    """The function `tasks` of kernels for lanes, with what `learn` tells and these two for their affine step."""
+
+    @exact
+    def tasks(
+        stage,
+        t0,
+        t1,
+        x,
+        y,
+        plan,
+        kept,
+        outer,
+        part,
+        state,
+        weight,
+        bias,
+        eps,
+        center,
+    ):
+        """Run the tasks [t0, t1) of a stage: as in runs.py, with a chunk of cells for a cell and blocks for runs."""
+        blocks = plan[BLOCKS]
+        chunks = plan[CHUNKS]
+        short = plan[LANE_REDUCED]
+        full = plan[FOLD] * plan[CHUNK] * short
+        pitch = lines(full)
+        sums = allocate((3, pitch), np.float64)
+        lanes = allocate((LANE_ROWS, pitch), np.float64)
+        parts = allocate((4, pitch), np.float32)
+        buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
+        line = allocate((full if wants_line(y, plan[LANE_Y], full) else 0,), y.dtype)
+        own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)
+        ready = have(sums) and have(lanes) and have(parts) and have(buffer) and have(line) and have(own)
+        states = part if stage < 2 else own
+        known = learn(x, y, plan, weight, bias)
+        behind = stage == 4 and plan[BEHIND] != 0
+        of_blocks = stage == 0 or stage == 2
+        before = -1
+        for t in range(t0, t1 if ready else t0):
+            group = t // blocks if of_blocks else t
+            b0 = t - group * blocks if of_blocks else 0
+            b1 = b0 + 1 if of_blocks else blocks
+            first = 0 if stage >= 3 else t if stage == 0 else t * blocks
+            position = group // chunks
+            k0 = (group - position * chunks) * plan[CHUNK]
+            cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
+            cell = offset(kept, position, CELL) + k0
+            x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
+            if stage == 0 or stage == 3 or stage == 4:
+                for b in range(b0, b1):
+                    block(x, plan, outer, x_start, b, cells, states[first + b - b0], sums, buffer)
+            if stage == 1 or stage == 3 or stage == 4:
+                merge_blocks(states, first, blocks, cells)
+                copy_states(states[first], state, cell, cells)
+            if stage != 0 and stage != 2:
+                set_centers(state, cell, cells, eps, center, is_narrow(y))
+            if stage == 2 or stage == 4:
+                y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
+                a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
+                if group != before:
+                    set_lanes(y, plan, cell, cells, state, known, lanes, parts)
+                    before = group
+                for b in range(b0, b1):
+                    apply(
+                        x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, parts,
+                        buffer, line, behind,
+                    )  # fmt: skip
+        finish()
+        release(sums)
+        release(lanes)
+        release(parts)
+        release(buffer)
+        release(line)
+        release(own)
+        return 0 if ready else 1
+
+    return tasks
+
+
+tasks = kernel(unit, set_lanes, apply)

@@ -12,6 +12,8 @@ _BACKWARD = (1, 1, 1, 1, 2, 2, 3, 2, 2, 1, 2, 2)
 RANKS = {
     "runs": _FORWARD,
     "lanes": _FORWARD,
+    "own_runs": _FORWARD,
+    "own_lanes": _FORWARD,
     "masked": _FORWARD[:-2],
     "runs_backward": _BACKWARD,
     "lanes_backward": _BACKWARD,

@@ -8,7 +8,7 @@ overlap with those of the others. A cell's sums do not depend on who goes with i
 import numpy as np
 from numba import types
 
-from keepnorm.kernels.affine import fold, scale_run, scale_run_affine
+from keepnorm.kernels.affine import fold, scale_run, unit
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.integers import least, most
@@ -157,128 +157,132 @@ def block(x, plan, outer, start, step, b, count, part, sums, cells, buffer):
 
 
 @exact
-def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, wide, buffer, line, behind):
-    """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of neighbouring cells."""
-    home = offset(kept, cell, CELL)
-    x_start = plan[BASE_X] + offset(kept, cell, X) + i0 * plan[INNER_X]
-    y_start = plan[BASE_Y] + offset(kept, cell, Y) + i0 * plan[INNER_Y]
-    affine_start = offset(kept, cell, AFFINE) + i0 * plan[INNER_AFFINE]
-    last = kept.shape[0] - 1
-    x_step = kept[last, X] if cells > 1 else 0
-    y_step = kept[last, Y] if cells > 1 else 0
-    affine_step = kept[last, AFFINE] if cells > 1 else 0
-    n = i1 - i0
-    each = plan[INNER_AFFINE] != 0  # whether every value has a weight of its own
-    piece = n if line.size == 0 and plan[INNER_X] == 1 else LINE
-    past = line.size == 0 and streams(y, plan[INNER])
-    for p in range(p0, p1):
-        x0 = x_start + offset(outer, p, X)
-        y0 = y_start + offset(outer, p, Y)
-        a = affine_start + offset(outer, p, AFFINE)
-        for k in range(home, home + cells):
-            mean = state[MEAN, k]
-            low = state[LOW, k]
-            scale = state[SCALE, k]
-            w = scale if each else scale * weight[a]
-            shift = -low * w if each else bias[a] - low * w
-            narrow = narrow_steps(x, y, plan, outer) and fits(x, y, mean, w, shift)
-            centre, shift_of_x = fold(x, y, mean, w, shift)
-            if behind:
-                ask_ahead(x, x0 + cells * n, 0, 1, n)
-            i = 0
-            while i < n:
-                m = least(piece, n - i)
-                source, xi = gathered(x, x0 + i * plan[INNER_X], plan[INNER_X], m, buffer)
-                target, yi = (y, y0 + i) if line.size == 0 else (line, 0)
-                if narrow:
-                    narrow_run(source, xi, target, yi, m, mean, w, shift)
-                elif each:
-                    scale_run_affine(source, xi, target, yi, m, centre, w, shift_of_x, wide[0], wide[1], a + i, past)
-                else:
-                    scale_run(source, xi, target, yi, m, centre, w, shift_of_x, past)
-                put(line, y, y0 + i * plan[INNER_Y], plan[INNER_Y], m)
-                i += m
-            x0 += x_step
-            y0 += y_step
-            a += affine_step
+def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, known, past):
+    """The affine step on a piece of a run of cell k, all of which has the weight and the bias of affine index `a`."""
+    mean = state[MEAN, k]
+    w = state[SCALE, k] * weight[a]
+    shift = bias[a] - state[LOW, k] * w
+    if narrow_steps(x, y, plan, outer) and fits(x, y, mean, w, shift):
+        narrow_run(x, xi, y, yi, n, mean, w, shift)
+    else:
+        centre, shift = fold(x, y, mean, w, shift)
+        scale_run(x, xi, y, yi, n, centre, w, shift, past)
 
 
-@exact
-def tasks(
-    stage,
-    t0,
-    t1,
-    x,
-    y,
-    plan,
-    kept,
-    outer,
-    part,
-    state,
-    weight,
-    bias,
-    eps,
-    center,
-):
-    """Run the tasks [t0, t1) of a stage.
+def kernel(learn, scale):
+    """The function `tasks` of kernels for runs, whose affine step on a piece of a run is `scale`, with what `learn` tells."""
 
-    Stage 0 (states of blocks) has a task for each block, stage 1 (merge) for each cell, stage 2 (affine step) for each
-    piece of a run, 0 and 2 in the order of the memory; stages 3 (moments) and 4 (moments and affine step) do all that a
-    cell needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
-    """
-    blocks = plan[BLOCKS]
-    pieces = plan[PIECES] if stage == 0 or stage == 2 else 1
-    outside = plan[CELLS_OUTSIDE]
-    last = kept.shape[0] - 1
-    neighbours = kept[last, SIZE] if last >= 0 else 1
-    step = kept[last, X] if last >= 0 else 0
-    together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
-    behind = stage == 4 and plan[BEHIND] != 0
-    buffer = allocate((0 if plan[INNER_X] == 1 else most(LINE, plan[ROWS]),), x.dtype)
-    group_sums = allocate((3, together), np.float64)
-    group_cells = allocate((together,), np.int64)
-    own = allocate((blocks if stage >= 3 else 1, 4, together), np.float64)
-    line = allocate((LINE if wants_line(y, plan[INNER_Y], plan[INNER]) else 0,), y.dtype)
-    wide = allocate((2, weight.size if plan[INNER_AFFINE] != 0 else 0), np.float64)
-    ready = have(buffer) and have(group_sums) and have(group_cells) and have(own) and have(line) and have(wide)
-    for i in range(wide.shape[1] if ready else 0):
-        wide[0, i] = weight[i]
-        wide[1, i] = bias[i]
-    t = t0 if ready else t1
-    while t < t1:
-        run = t // pieces
-        position = run // outside if stage == 0 or stage == 2 else 0
-        cell = run - position * outside
-        cells = least(together, least(t1 - t, neighbours - cell % neighbours))
+    @exact
+    def apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, known, buffer, line, behind):
+        """The affine step on the steps [i0, i1) of the runs at the outer positions [p0, p1) of neighbouring cells."""
         home = offset(kept, cell, CELL)
-        if stage == 0 or stage == 3 or stage == 4:
-            start = plan[BASE_X] + offset(kept, cell, X)
-            b0 = position * pieces + t - run * pieces
-            for b in range(b0, b0 + 1 if stage == 0 else blocks):
-                block(x, plan, outer, start, step, b, cells, own[b - b0], group_sums, group_cells, buffer)
-            if stage == 0:
-                for k in range(cells):
-                    for row in range(4):
-                        part[(cell + k) * blocks + b0, row, 0] = own[0, row, k]
-        if stage == 1 or stage == 3 or stage == 4:
-            states = part if stage == 1 else own
-            merged = t * blocks if stage == 1 else 0
-            merge_blocks(states, merged, blocks, cells)
-            copy_states(states[merged], state, home, cells)
-        if stage != 0 and stage != 2:
-            set_centers(state, home, cells, eps, center, is_narrow(y))
-        if stage == 2 or stage == 4:
-            p0 = position
-            p1 = position + 1 if stage == 2 else plan[POSITIONS]
-            i0 = (t - run * pieces) * plan[ROWS]
-            i1 = least(i0 + plan[ROWS], plan[INNER]) if stage == 2 else plan[INNER]
-            apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, wide, buffer, line, behind)
-        t += cells
-    finish()
-    release(buffer)
-    release(group_sums)
-    release(group_cells)
-    release(own)
-    release(line)
-    release(wide)
-    return 0 if ready else 1
+        x_step = plan[INNER_X]
+        y_step = plan[INNER_Y]
+        affine_step = plan[INNER_AFFINE]
+        x_start = plan[BASE_X] + offset(kept, cell, X) + i0 * x_step
+        y_start = plan[BASE_Y] + offset(kept, cell, Y) + i0 * y_step
+        affine_start = offset(kept, cell, AFFINE) + i0 * affine_step
+        last = kept.shape[0] - 1
+        n = i1 - i0
+        piece = n if line.size == 0 and x_step == 1 else LINE
+        past = line.size == 0 and streams(y, plan[INNER])
+        for p in range(p0, p1):
+            x0 = x_start + offset(outer, p, X)
+            y0 = y_start + offset(outer, p, Y)
+            a = affine_start + offset(outer, p, AFFINE)
+            for k in range(home, home + cells):
+                if behind:
+                    ask_ahead(x, x0 + cells * n, 0, 1, n)
+                i = 0
+                while i < n:
+                    m = least(piece, n - i)
+                    source, xi = gathered(x, x0 + i * x_step, x_step, m, buffer)
+                    target, yi = (y, y0 + i) if line.size == 0 else (line, 0)
+                    first = a + i * affine_step
+                    scale(source, xi, target, yi, m, plan, outer, state, k, weight, bias, first, known, past)
+                    put(line, y, y0 + i * y_step, y_step, m)
+                    i += m
+                x0 += kept[last, X]
+                y0 += kept[last, Y]
+                a += kept[last, AFFINE]
+
+    @exact
+    def tasks(
+        stage,
+        t0,
+        t1,
+        x,
+        y,
+        plan,
+        kept,
+        outer,
+        part,
+        state,
+        weight,
+        bias,
+        eps,
+        center,
+    ):
+        """Run the tasks [t0, t1) of a stage.
+
+        Stage 0 (states of blocks) has a task for each block, stage 1 (merge) for each cell, stage 2 (affine step) for each
+        piece of a run, 0 and 2 in the order of the memory; stages 3 (moments) and 4 (moments and affine step) do all that a
+        cell needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
+        """
+        blocks = plan[BLOCKS]
+        pieces = plan[PIECES] if stage == 0 or stage == 2 else 1
+        outside = plan[CELLS_OUTSIDE]
+        last = kept.shape[0] - 1
+        neighbours = kept[last, SIZE]
+        step = kept[last, X]
+        together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
+        behind = stage == 4 and plan[BEHIND] != 0
+        buffer = allocate((0 if plan[INNER_X] == 1 else most(LINE, plan[ROWS]),), x.dtype)
+        group_sums = allocate((3, together), np.float64)
+        group_cells = allocate((together,), np.int64)
+        own = allocate((blocks if stage >= 3 else 1, 4, together), np.float64)
+        line = allocate((LINE if wants_line(y, plan[INNER_Y], plan[INNER]) else 0,), y.dtype)
+        known = learn(x, y, plan, weight, bias)
+        ready = have(buffer) and have(group_sums) and have(group_cells) and have(own) and have(line)
+        t = t0 if ready else t1
+        while t < t1:
+            run = t // pieces
+            position = run // outside if stage == 0 or stage == 2 else 0
+            cell = run - position * outside
+            cells = least(together, least(t1 - t, neighbours - cell % neighbours))
+            home = offset(kept, cell, CELL)
+            if stage == 0 or stage == 3 or stage == 4:
+                start = plan[BASE_X] + offset(kept, cell, X)
+                b0 = position * pieces + t - run * pieces
+                for b in range(b0, b0 + 1 if stage == 0 else blocks):
+                    block(x, plan, outer, start, step, b, cells, own[b - b0], group_sums, group_cells, buffer)
+                if stage == 0:
+                    for k in range(cells):
+                        for row in range(4):
+                            part[(cell + k) * blocks + b0, row, 0] = own[0, row, k]
+            if stage == 1 or stage == 3 or stage == 4:
+                states = part if stage == 1 else own
+                merged = t * blocks if stage == 1 else 0
+                merge_blocks(states, merged, blocks, cells)
+                copy_states(states[merged], state, home, cells)
+            if stage != 0 and stage != 2:
+                set_centers(state, home, cells, eps, center, is_narrow(y))
+            if stage == 2 or stage == 4:
+                p0 = position
+                p1 = position + 1 if stage == 2 else plan[POSITIONS]
+                i0 = (t - run * pieces) * plan[ROWS]
+                i1 = least(i0 + plan[ROWS], plan[INNER]) if stage == 2 else plan[INNER]
+                apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, known, buffer, line, behind)
+            t += cells
+        finish()
+        release(buffer)
+        release(group_sums)
+        release(group_cells)
+        release(own)
+        release(line)
+        return 0 if ready else 1
+
+    return tasks
+
+
+tasks = kernel(unit, scale_piece)

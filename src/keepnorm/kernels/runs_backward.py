@@ -152,9 +152,9 @@ def block_sums(x, dy, plan, kept, outer, cell, cells, b, own, weight, inside, dw
     p0, p1, i0, i1 = block_bounds(plan, b)
     n = i1 - i0
     last = kept.shape[0] - 1
-    x_step = kept[last, X] if cells > 1 else 0
-    z_step = kept[last, Z] if cells > 1 else 0
-    affine_step = kept[last, AFFINE] if cells > 1 else 0
+    x_step = kept[last, X]
+    z_step = kept[last, Z]
+    affine_step = kept[last, AFFINE]
     x_start = plan[BASE_X] + offset(kept, cell, X) + i0
     z_start = plan[BASE_Z] + offset(kept, cell, Z) + i0
     affine_start = offset(kept, cell, AFFINE) + i0 * plan[INNER_AFFINE]
@@ -188,10 +188,10 @@ def block_gradient(x, dx, dy, plan, kept, outer, cell, cells, b, own, weight, in
     width = i1 - i0
     past = streams(dx, plan[INNER])
     last = kept.shape[0] - 1
-    x_step = kept[last, X] if cells > 1 else 0
-    y_step = kept[last, Y] if cells > 1 else 0
-    z_step = kept[last, Z] if cells > 1 else 0
-    affine_step = kept[last, AFFINE] if cells > 1 else 0
+    x_step = kept[last, X]
+    y_step = kept[last, Y]
+    z_step = kept[last, Z]
+    affine_step = kept[last, AFFINE]
     x_start = plan[BASE_X] + offset(kept, cell, X) + i0
     y_start = plan[BASE_Y] + offset(kept, cell, Y) + i0
     z_start = plan[BASE_Z] + offset(kept, cell, Z) + i0
@@ -238,7 +238,7 @@ def tasks(
     of_blocks = stage == 0 or stage == 2
     pieces = plan[PIECES] if of_blocks else 1
     last = kept.shape[0] - 1
-    neighbours = kept[last, SIZE] if last >= 0 else 1
+    neighbours = kept[last, SIZE]
     together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
     behind = stage >= 3 and plan[BEHIND] != 0
     own = allocate((6, together), float64)

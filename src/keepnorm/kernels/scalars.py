@@ -46,7 +46,8 @@ N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
     CHUNKS,
     NEIGHBOURS,
     BEHIND,
-) = np.arange(29)
+    OWN,
+) = np.arange(30)
 
 # A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had an outlier for its K and is swept again about its mean.
 OUTLIER = 3.0
@@ -226,9 +227,7 @@ def offset(table, position, column):
         outer = rest // size
         total += (rest - outer * size) * table[a, column]
         rest = outer
-    if table.shape[0] > 0:
-        total += rest * table[0, column]
-    return total
+    return total + rest * table[0, column]
 
 
 @exact

@@ -6,7 +6,7 @@ and LLVM makes of them one instruction, two or four, as the processor has.
 
 `load` gives eight values of an array as they are; `differences`, `deviations` and `centred_values` are what the functions
 of one value in scalars.py are, and give eight float64, which `+`, `-` and `*` take and `save` writes. What is left at the
-end of a row goes through `load_first`, `first` and `save_first`.
+end of a row goes through `load_first`, `first` and `save_first`. What `save` writes may also be eight float32.
 """
 
 import operator
@@ -58,6 +58,7 @@ class Values(types.Type):
 
 
 FLOATS = Floats()
+SINGLES = Values(types.float32)
 
 
 @register_default(Floats)
@@ -134,14 +135,14 @@ def load_first(typing, array, start, index, n):
 
 @intrinsic
 def save(typing, array, start, index, value):
-    """Write eight float64 to a flat array, rounded to its dtype."""
+    """Write eight float64 or float32 to a flat array, rounded to its dtype."""
 
     def generate(context, builder, signature, arguments):
         pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
         builder.store(_rounded(builder, signature.args[0].dtype, arguments[3]), pointer, align=size)
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp, FLOATS), generate
+    return types.none(array, types.intp, types.intp, value), generate
 
 
 @intrinsic
@@ -159,12 +160,12 @@ def write(typing, array, start, index, value, past):
                 builder.store(value, pointer, align=size)
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp, FLOATS, types.boolean), generate
+    return types.none(array, types.intp, types.intp, value, types.boolean), generate
 
 
 @intrinsic
 def save_first(typing, array, start, index, n, value):
-    """Write the first n of eight float64."""
+    """Write the first n of eight float64 or float32."""
 
     def generate(context, builder, signature, arguments):
         pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
@@ -177,7 +178,7 @@ def save_first(typing, array, start, index, n, value):
         builder.call(function, [value, pointer, Constant(_INT, size), mask])
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp, types.intp, FLOATS), generate
+    return types.none(array, types.intp, types.intp, types.intp, value), generate
 
 
 def _letters(kind):
@@ -246,9 +247,11 @@ def scaled(typing, a, b, c):
 
 
 def _call(builder, name, *arguments):
-    """One of LLVM's functions of eight float64."""
-    kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(arguments))
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f64"), arguments)
+    """One of LLVM's functions of eight float64 or float32."""
+    lanes = arguments[0].type
+    kind = ir.FunctionType(lanes, [lanes] * len(arguments))
+    name = f"llvm.{name}.v{WIDTH}{_letters(lanes.element)}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
 @intrinsic
@@ -336,25 +339,68 @@ def floats(typing, values):
     return FLOATS(values), generate
 
 
+@intrinsic
+def singles(typing, values):
+    """Eight values as float32: rounded if they are float64."""
+
+    def generate(context, builder, signature, arguments):
+        kind, (given,) = signature.args[0], arguments
+        if kind is FLOATS:
+            return builder.fptrunc(given, _SINGLES)
+        return _half(builder, kind.dtype, given) if isinstance(kind.dtype, types.Record) else given
+
+    return SINGLES(values), generate
+
+
+@intrinsic
+def affine_twice(typing, values, scale, rest, shift, weight, bias):
+    """(values * (scale + rest) + shift) * weight + bias in float32, where the rest and the shift are small.
+
+    What the first product loses is added to them, so that all that is lost is half a place of the bias and of the result.
+    """
+
+    def generate(context, builder, signature, arguments):
+        given, scale, rest, shift, weight, bias = arguments
+        product = builder.fmul(given, scale)
+        lost = _call(builder, "fma", given, scale, builder.fneg(product))
+        small = _call(builder, "fma", given, rest, builder.fadd(shift, lost))
+        return _call(builder, "fma", product, weight, _call(builder, "fma", small, weight, bias))
+
+    return SINGLES(*[SINGLES] * 6), generate
+
+
+@intrinsic
+def either(typing, which, values, others):
+    """Of eight values and eight others of their kind, the first where `which` is not 0."""
+
+    def generate(context, builder, signature, arguments):
+        which, values, others = arguments
+        return builder.select(builder.fcmp_unordered("!=", which, Constant(which.type, None)), values, others)
+
+    return values(SINGLES, values, values), generate
+
+
+def _half(builder, dtype, given):
+    """Eight float16 or bfloat16 as float32."""
+    if "float16" in dtype.fields:
+        return builder.fpext(builder.bitcast(given, _lanes(ir.HalfType())), _SINGLES)
+    return builder.bitcast(builder.shl(builder.zext(given, _lanes(_INT)), _same(_INT, 16)), _SINGLES)
+
+
 def _widened(builder, dtype, given):
     """Eight values of a dtype as float64."""
     if isinstance(dtype, types.Record):
-        if "float16" in dtype.fields:
-            single = builder.fpext(builder.bitcast(given, _lanes(ir.HalfType())), _SINGLES)
-        else:
-            bits = builder.shl(builder.zext(given, _lanes(_INT)), _same(_INT, 16))
-            single = builder.bitcast(bits, _SINGLES)
-        return builder.fpext(single, _DOUBLES)
+        return builder.fpext(_half(builder, dtype, given), _DOUBLES)
     if isinstance(dtype, types.Integer):
         return (builder.sitofp if dtype.signed else builder.uitofp)(given, _DOUBLES)
     return builder.fpext(given, _DOUBLES) if dtype is types.float32 else given
 
 
 def _rounded(builder, dtype, value):
-    """Eight float64 as values of a dtype of results."""
+    """Eight float64 or float32 as values of a dtype of results."""
     if dtype is types.float64:
         return value
-    single = builder.fptrunc(value, _SINGLES)
+    single = builder.fptrunc(value, _SINGLES) if value.type == _DOUBLES else value
     if dtype is types.float32:
         return single
     if "float16" in dtype.fields:

@@ -1,0 +1,72 @@
+"""The affine step where every value of a cell has its own weight and bias (layer norm), in float32 where that is enough.
+
+With the scale as the sum of two float32, the larger of which is s::
+
+    y = product * weight + (rest * weight + bias)
+    product = float32(x * s)
+    rest = x * (scale - s) - mean * scale + (x * s - product)
+
+Each line is rounded once for each of its sums. In units in the last place of ``max(|y|, 1)``, y is off by at most half of one,
+half a place of the bias, and 1.5 times ``|mean * scale * weight|``: by less than 2 where no bias exceeds 3.5 and the last is
+a quarter at most. Other cells stay with float64. So does a cell without variance, where nothing must be left of the
+difference, and one whose moments were given, which say nothing of how far x may lie from them.
+"""
+
+from numba import types
+from numpy import float32, float64
+
+from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.scalars import M2, MEAN, OWN, SCALE
+
+# The largest bias, and the largest mean in standard deviations, times the largest weight: for float32 and for halves.
+MOST_BIAS, MOST_BIAS_OF_HALVES = 3.5, 2.0**8
+MOST_MEAN, MOST_MEAN_OF_HALVES = 0.25, 2.0**8
+
+# Scales and weights outside keep their second float32 from holding what is left, or may overflow where y does not.
+LEAST_FACTOR, MOST_FACTOR = 2.0**-60, 2.0**60
+
+
+def largest_weight(x, y, plan, weight, bias):
+    """The largest weight if every value has its own and float32 is enough for them, else -1: a matter of the parameters alone.
+
+    What memory layout or batch size they meet changes nothing, so that the bits do not depend on it either.
+    """
+
+
+@variant(largest_weight)
+def _largest_weight(x, y, plan, weight, bias):
+    if isinstance(x.dtype, types.Integer) or x.dtype is types.float64:
+        return lambda x, y, plan, weight, bias: -1.0  # noqa: ARG005
+    most = MOST_BIAS if y.dtype is types.float32 else MOST_BIAS_OF_HALVES
+
+    def largest(x, y, plan, weight, bias):
+        own = plan[OWN] != 0
+        largest = 0.0
+        for i in range(weight.size if own else 0):
+            own &= abs(bias[i]) <= most and float32(bias[i]) == bias[i] and float32(weight[i]) == weight[i]
+            largest = max(largest, abs(float64(weight[i])))
+        return largest if own and largest <= MOST_FACTOR else -1.0
+
+    return largest
+
+
+def float32_is_enough(y, state, cell, largest):
+    """Whether it is for one cell, with what `largest_weight` has told: a matter of its own values."""
+
+
+@variant(float32_is_enough)
+def _float32_is_enough(y, state, cell, largest):
+    most = MOST_MEAN if y.dtype is types.float32 else MOST_MEAN_OF_HALVES
+
+    def enough(y, state, cell, largest):
+        scale = state[SCALE, cell]
+        usual = largest >= 0.0 and state[M2, cell] > 0.0 and LEAST_FACTOR <= scale <= MOST_FACTOR
+        return usual and abs(state[MEAN, cell] * scale) * largest <= most
+
+    return enough
+
+
+@exact
+def rest(value):
+    """What is left of a float64 that is rounded to float32."""
+    return value - float64(float32(value))

@@ -1,0 +1,92 @@
+"""Kernels for runs whose values have their own weight and bias; the formulas are those of own.py."""
+
+from numba import types
+
+from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.integers import least
+from keepnorm.kernels.own import float32_is_enough, largest_weight, rest
+from keepnorm.kernels.runs import kernel
+from keepnorm.kernels.scalars import LOW, MEAN, SCALE
+from keepnorm.kernels.traffic import until_aligned
+from keepnorm.kernels.vector import (
+    WIDTH,
+    affine_twice,
+    deviations,
+    fill,
+    floats,
+    load,
+    load_first,
+    save_first,
+    scaled,
+    singles,
+    write,
+)
+
+
+def _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
+    """Normalise a run in float32; weights and biases begin at affine index `a`."""
+
+
+@variant(_in_float32)
+def _in_float32_of(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
+    if isinstance(x.dtype, types.Integer) or x.dtype is types.float64:
+        return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: None  # noqa: ARG005
+    return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: _singly(
+        x, xi, y, yi, n, mean, scale, weight, bias, a, past
+    )
+
+
+@exact
+def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
+    f = singles(fill(scale))
+    r = singles(fill(rest(scale)))
+    c = singles(fill(-mean * scale))
+    i = 0
+    k = until_aligned(y, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        if k > 0:
+            w = singles(load_first(weight, a, i, k))
+            b = singles(load_first(bias, a, i, k))
+            save_first(y, yi, i, k, affine_twice(singles(load_first(x, xi, i, k)), f, r, c, w, b))
+        whole = (n - i - k) // WIDTH * WIDTH
+        for j in range(i + k, i + k + whole, WIDTH):
+            w = singles(load(weight, a, j))
+            b = singles(load(bias, a, j))
+            write(y, yi, j, affine_twice(singles(load(x, xi, j)), f, r, c, w, b), past)
+        i += k + whole
+        k = n - i
+
+
+@exact
+def _in_float64(x, xi, y, yi, n, mean, scale, shift, weight, bias, a, past):
+    m = fill(mean)
+    f = fill(scale)
+    s = fill(shift)
+    i = 0
+    k = until_aligned(y, yi, past)
+    while i < n:
+        k = least(k, n - i)
+        if k > 0:
+            d = scaled(deviations(load_first(x, xi, i, k), m), f, s)
+            save_first(y, yi, i, k, scaled(d, floats(load_first(weight, a, i, k)), floats(load_first(bias, a, i, k))))
+        whole = (n - i - k) // WIDTH * WIDTH
+        for j in range(i + k, i + k + whole, WIDTH):
+            d = scaled(deviations(load(x, xi, j), m), f, s)
+            write(y, yi, j, scaled(d, floats(load(weight, a, j)), floats(load(bias, a, j))), past)
+        i += k + whole
+        k = n - i
+
+
+@exact
+def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, largest, past):
+    """The affine step on a piece of a run of cell k, with the weights and biases from affine index `a` on."""
+    mean = state[MEAN, k]
+    scale = state[SCALE, k]
+    if float32_is_enough(y, state, k, largest):
+        _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past)
+    else:
+        _in_float64(x, xi, y, yi, n, mean, scale, -state[LOW, k] * scale, weight, bias, a, past)
+
+
+tasks = kernel(largest_weight, scale_piece)
