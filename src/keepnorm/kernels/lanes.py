@@ -320,7 +320,7 @@ def kernel(learn, set_lanes, apply):
         buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
         line = allocate((full if wants_line(y, plan[LANE_Y], full) else 0,), y.dtype)
         own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)
-        ready = have(sums) and have(lanes) and have(parts) and have(buffer) and have(line) and have(own)
+        ready = have((sums, lanes, parts, buffer, line, own))
         states = part if stage < 2 else own
         known = learn(x, y, plan, weight, bias)
         behind = stage == 4 and plan[BEHIND] != 0
@@ -356,12 +356,7 @@ def kernel(learn, set_lanes, apply):
                         buffer, line, behind,
                     )  # fmt: skip
         finish()
-        release(sums)
-        release(lanes)
-        release(parts)
-        release(buffer)
-        release(line)
-        release(own)
+        release((sums, lanes, parts, buffer, line, own))
         return 0 if ready else 1
 
     return tasks

@@ -295,7 +295,7 @@ def tasks(
     full = plan[FOLD] * plan[CHUNK] * short
     lanes = allocate((8, lines(full)), np.float64)
     own = allocate((2, plan[CHUNK]), np.float64)
-    ready = have(lanes) and have(own)
+    ready = have((lanes, own))
     behind = stage == 3 and plan[BEHIND] != 0
     groups = plan[CELLS_OUTSIDE] * chunks
     for t in range(t0, t1 if ready else t0):
@@ -364,6 +364,5 @@ def tasks(
                         behind,
                     )
     finish()
-    release(lanes)
-    release(own)
+    release((lanes, own))
     return 0 if ready else 1

@@ -156,7 +156,7 @@ def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
     lanes = allocate((4, plan[FOLD] * plan[CHUNK] * short), np.float64)
-    ready = have(lanes)
+    ready = have((lanes,))
     plain = plan[LANE_KEPT] * short * plan[FOLD] == 1 and plan[INNER_X] == 1 and plan[INNER_Y] == 1
     for t in range(t0, t1 if ready else t0):
         group = t // blocks if stage == 0 else t
@@ -174,5 +174,5 @@ def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
         else:
             merge_blocks(part, t * blocks, blocks, cells)
             copy_states(part[t * blocks], state, offset(kept, position, CELL) + k0, cells)
-    release(lanes)
+    release((lanes,))
     return 0 if ready else 1

@@ -243,7 +243,7 @@ def kernel(learn, scale):
         own = allocate((blocks if stage >= 3 else 1, 4, together), np.float64)
         line = allocate((LINE if wants_line(y, plan[INNER_Y], plan[INNER]) else 0,), y.dtype)
         known = learn(x, y, plan, weight, bias)
-        ready = have(buffer) and have(group_sums) and have(group_cells) and have(own) and have(line)
+        ready = have((buffer, group_sums, group_cells, own, line))
         t = t0 if ready else t1
         while t < t1:
             run = t // pieces
@@ -275,11 +275,7 @@ def kernel(learn, scale):
                 apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, known, buffer, line, behind)
             t += cells
         finish()
-        release(buffer)
-        release(group_sums)
-        release(group_cells)
-        release(own)
-        release(line)
+        release((buffer, group_sums, group_cells, own, line))
         return 0 if ready else 1
 
     return tasks

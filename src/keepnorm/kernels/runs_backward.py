@@ -242,7 +242,7 @@ def tasks(
     together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
     behind = stage >= 3 and plan[BEHIND] != 0
     own = allocate((6, together), float64)
-    ready = have(own)
+    ready = have((own,))
     rows = dweight.shape[0]
     t = t0 if ready else t1
     cell = t * outside // rows if stage == 4 else t
@@ -293,5 +293,5 @@ def tasks(
         elif cell == end:
             t += 1
     finish()
-    release(own)
+    release((own,))
     return 0 if ready else 1

@@ -62,30 +62,35 @@ def allocate(typing, shape, dtype):
 
 
 @intrinsic
-def have(typing, array):
-    """Whether an array that is not empty has memory."""
+def have(typing, arrays):
+    """Whether every array of a tuple has memory, or is empty."""
 
     def generate(context, builder, signature, arguments):
-        made = context.make_array(signature.args[0])(context, builder, arguments[0])
-        empty = builder.icmp_signed("==", made.nitems, Constant(made.nitems.type, 0))
-        return builder.or_(empty, cgutils.is_not_null(builder, made.data))
+        all_of_them = Constant(ir.IntType(1), 1)
+        for kind, array in zip(signature.args[0], cgutils.unpack_tuple(builder, arguments[0]), strict=True):
+            made = context.make_array(kind)(context, builder, array)
+            empty = builder.icmp_signed("==", made.nitems, Constant(made.nitems.type, 0))
+            here = builder.or_(empty, cgutils.is_not_null(builder, made.data))
+            all_of_them = builder.and_(all_of_them, here)
+        return all_of_them
 
-    return types.boolean(array), generate
+    return types.boolean(arrays), generate
 
 
 @intrinsic
-def release(typing, array):
-    """Free an array of `allocate`."""
+def release(typing, arrays):
+    """Free the arrays of a tuple, which are those of `allocate`."""
 
     def generate(context, builder, signature, arguments):
-        made = context.make_array(signature.args[0])(context, builder, arguments[0])
-        with builder.if_then(cgutils.is_not_null(builder, made.data)):
-            address = builder.ptrtoint(made.data, ir.IntType(context.address_size))
-            start = builder.load(_place_before(context, builder, address))
-            builder.call(_library(builder, "free", ir.VoidType(), _BYTES), [builder.inttoptr(start, _BYTES)])
+        for kind, array in zip(signature.args[0], cgutils.unpack_tuple(builder, arguments[0]), strict=True):
+            made = context.make_array(kind)(context, builder, array)
+            with builder.if_then(cgutils.is_not_null(builder, made.data)):
+                address = builder.ptrtoint(made.data, ir.IntType(context.address_size))
+                start = builder.load(_place_before(context, builder, address))
+                builder.call(_library(builder, "free", ir.VoidType(), _BYTES), [builder.inttoptr(start, _BYTES)])
         return context.get_dummy_value()
 
-    return types.none(array), generate
+    return types.none(arrays), generate
 
 
 @intrinsic
