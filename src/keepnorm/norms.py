@@ -160,6 +160,11 @@ def layer_norm(
     TypeError, ValueError
         As :func:`keepnorm.normalize`.
 
+    Notes
+    -----
+    On a CPU, weight and bias are applied to results up to float32 in float32 where that is enough, with what it loses added
+    back, else in float64: within 2 units in the last place of ``max(|y|, 1)``, and below one as a rule.
+
     References
     ----------
     J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450.
