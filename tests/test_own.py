@@ -58,6 +58,38 @@ def test_a_bias_that_cancels_the_rest_is_added_in_float64():
     assert np.max(np.abs(y - right)[7]) <= 2.0**-27 * 3e4
 
 
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize(
+    ("bias", "weight", "mean"),
+    [(3.625, 1, 0), (0, 4.125, 0), (0, 1, 0.3), (0, 3.875, 0.08), (0, 1 + 2.0**-25, 0), (1 + 2.0**-25, 1, 0)],
+)
+def test_beyond_each_limit_the_result_is_rounded_once(bias, weight, mean, order):
+    """A single parameter beyond a limit is enough; in float32 some values would be off by more."""
+    rng = np.random.default_rng(18)
+    x = rng.standard_normal((300, 500))
+    x = np.array(x - x.mean(1, keepdims=True) + mean, "f4", order=order)
+    w, b = rng.uniform(0.5, 1.0, 500).astype("f4").astype("f8"), rng.uniform(2.0, 3.4, 500).astype("f4").astype("f8")
+    b[1::2] = 0.0
+    w[0], b[0] = weight, bias
+    y = kn.layer_norm(x, w, b, axes=-1)
+    right = exact(x, w, b)
+    once = ulp(np.maximum(np.abs(right), 1.0), "f4")
+    assert np.max(np.abs(y - right) / once) < 0.6
+    w[0], b[0] = 1.0, 0.0
+    within = np.array(x - np.float32(mean), order=order)
+    assert 0.6 < np.max(np.abs(kn.layer_norm(within, w, b, axes=-1) - exact(within, w, b)) / once) < 1.9
+
+
+def test_parameters_of_another_cell_do_not_matter():
+    rng = np.random.default_rng(19)
+    x = rng.standard_normal((5, 400)).astype("f4")
+    w, b = rng.standard_normal((2, 5, 400)).astype("f4")
+    together = kn.normalize(x, 0, w, b, affine=(0, 1))
+    w[4, 0], b[3, 0] = np.nan, 300
+    assert kn.normalize(x, 0, w, b, affine=(0, 1))[:3].tobytes() == together[:3].tobytes()
+    assert kn.normalize(x[:1], 0, w[:1], b[:1], affine=(0, 1))[0].tobytes() == together[0].tobytes()
+
+
 def test_cells_of_both_kinds_side_by_side_do_not_meet():
     rng = np.random.default_rng(13)
     x = rng.standard_normal((37, 200)).astype("f4")

@@ -240,3 +240,14 @@ def test_large_results_have_the_layout_and_the_values_of_small_ones(layout, dtyp
         small = kn.normalize(x[part], 1, moments=moments)
         assert small.numel() * small.itemsize < engine.HUGE
         assert torch.equal(y[part], small)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: torch.zeros(4, 3, dtype=torch.complex64).conj().imag, lambda: torch._efficientzerotensor((4, 3))]
+)
+def test_an_output_that_does_not_hold_its_values_is_refused(make):
+    x = torch.ones(4, 3)
+    with torch.no_grad():
+        for call in (lambda out: kn.normalize(x, 1, out=out), lambda out: kn.affine(x, torch.ones(3), keep=1, out=out)):
+            with pytest.raises(ValueError, match="out must have memory"):
+                call(make())

@@ -128,9 +128,10 @@ class Plan:
 
     @property
     def own(self) -> bool:
-        """Whether every value of a cell has a weight and a bias of its own."""
+        """Whether every value of a cell has a weight and a bias of its own, which all cells share."""
         reduced = [a for a in (*self.outer, self.inner, self.lane_reduced) if a.size > 1 and not a.cell]
-        return bool(reduced) and all(a.affine for a in reduced)
+        shared = {a for a, _ in self.cell_order}.isdisjoint(a for a, _ in self.affine_order)
+        return shared and bool(reduced) and all(a.affine for a in reduced)
 
     def block(self, b: int) -> tuple[int, int, int, int]:
         """The outer positions [p0, p1) and the steps of `inner` [i0, i1) of block `b`; the kernels compute the same."""

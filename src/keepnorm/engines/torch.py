@@ -180,6 +180,10 @@ def _differentiates(*tensors: Any) -> bool:
 def _refuse_out(out: Tensor | None, differentiates: bool) -> None:
     if out is not None and differentiates:
         raise RuntimeError("out= records no gradient: leave it out, or use torch.no_grad(); got a tensor that requires one")
+    if out is not None and (out.is_neg() or out._is_zerotensor()):
+        raise ValueError(
+            "out must have memory that holds its values; got a tensor with a pending sign, or a zero without memory"
+        )
 
 
 @cache

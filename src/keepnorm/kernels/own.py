@@ -7,9 +7,10 @@ With the scale as the sum of two float32, the larger of which is s::
     rest = x * (scale - s) - mean * scale + (x * s - product)
 
 Each line is rounded once for each of its sums. In units in the last place of ``max(|y|, 1)``, y is off by at most half of one,
-half a place of the bias, and 1.5 times ``|mean * scale * weight|``: by less than 2 where no bias exceeds 3.5 and the last is
-a quarter at most. Other cells stay with float64. So does a cell without variance, where nothing must be left of the
-difference, and one whose moments were given, which say nothing of how far x may lie from them.
+half a place of the bias, 1.5 times ``|mean * scale * weight|``, and ``|weight| / 64`` for the 28 bits of mean and scale: by
+less than 2 where no bias exceeds 3.5, no weight 4, and the third is 0.375 at most. Other cells stay with float64. So does a
+cell without variance, where nothing must be left of the difference, and one whose moments were given, which say nothing of
+how far x may lie from them: in its last place the result may then be another than that of the same moments of x itself.
 """
 
 from numba import types
@@ -18,18 +19,19 @@ from numpy import float32, float64
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.scalars import M2, MEAN, OWN, SCALE
 
-# The largest bias, and the largest mean in standard deviations, times the largest weight: for float32 and for halves.
+# The largest bias and weight, and the largest mean in standard deviations times the weight: for float32 and for halves.
 MOST_BIAS, MOST_BIAS_OF_HALVES = 3.5, 2.0**8
+MOST_WEIGHT, MOST_WEIGHT_OF_HALVES = 4.0, 2.0**8
 MOST_MEAN, MOST_MEAN_OF_HALVES = 0.25, 2.0**8
 
-# Scales and weights outside keep their second float32 from holding what is left, or may overflow where y does not.
+# Scales outside keep their second float32 from holding what is left, or may overflow where y does not.
 LEAST_FACTOR, MOST_FACTOR = 2.0**-60, 2.0**60
 
 
 def largest_weight(x, y, plan, weight, bias):
-    """The largest weight if every value has its own and float32 is enough for them, else -1: a matter of the parameters alone.
+    """The largest weight if every value has its own and float32 is enough for them, else -1.
 
-    What memory layout or batch size they meet changes nothing, so that the bits do not depend on it either.
+    A matter of the parameters alone, and only of such as all cells share: neither a memory layout nor a batch changes it.
     """
 
 
@@ -37,7 +39,9 @@ def largest_weight(x, y, plan, weight, bias):
 def _largest_weight(x, y, plan, weight, bias):
     if isinstance(x.dtype, types.Integer) or x.dtype is types.float64:
         return lambda x, y, plan, weight, bias: -1.0  # noqa: ARG005
-    most = MOST_BIAS if y.dtype is types.float32 else MOST_BIAS_OF_HALVES
+    most, most_weight = MOST_BIAS_OF_HALVES, MOST_WEIGHT_OF_HALVES
+    if y.dtype is types.float32:
+        most, most_weight = MOST_BIAS, MOST_WEIGHT
 
     def largest(x, y, plan, weight, bias):
         own = plan[OWN] != 0
@@ -45,7 +49,7 @@ def _largest_weight(x, y, plan, weight, bias):
         for i in range(weight.size if own else 0):
             own &= abs(bias[i]) <= most and float32(bias[i]) == bias[i] and float32(weight[i]) == weight[i]
             largest = max(largest, abs(float64(weight[i])))
-        return largest if own and largest <= MOST_FACTOR else -1.0
+        return largest if own and largest <= most_weight else -1.0
 
     return largest
 
