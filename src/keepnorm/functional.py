@@ -182,8 +182,9 @@ def normalize(
     Notes
     -----
     One value per cell has variance 0, so that the result is the bias. A constant has variance exactly 0. The result is
-    within 2 units in the last place of ``max(|y|, 1)`` of the float64 result, at any offset of the data. S. Ioffe, C. Szegedy,
-    "Batch Normalization", arXiv:1502.03167.
+    within 2 units in the last place of ``max(|y|, 1)`` of the float64 result, at any offset of the data. (Mean and scale of
+    results up to float32 have 28 bits, so that they are the same in every layout: of this, ``(|weight| + |y - bias|) / 64``
+    units, which counts for weights in the dozens.) S. Ioffe, C. Szegedy, "Batch Normalization", arXiv:1502.03167.
 
     On a CPU, a result of 32 MiB and more lies in memory that the next one uses again when nobody holds this one any more. It
     is an array like any other, but for ``flags.owndata``: it cannot be resized in place, nor can a tensor of 4 MiB and more.

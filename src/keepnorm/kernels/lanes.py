@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keepnorm.kernels.affine import fold_lanes, scale_rows, unit
+from keepnorm.kernels.affine import fold_lanes, nothing, scale_rows
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import narrow_row, narrow_steps, set_parts
 from keepnorm.kernels.integers import least
@@ -292,22 +292,7 @@ def kernel(learn, set_lanes, apply):
     """The function `tasks` of kernels for lanes, with what `learn` tells and these two for their affine step."""
 
     @exact
-    def tasks(
-        stage,
-        t0,
-        t1,
-        x,
-        y,
-        plan,
-        kept,
-        outer,
-        part,
-        state,
-        weight,
-        bias,
-        eps,
-        center,
-    ):
+    def tasks(stage, t0, t1, x, y, plan, kept, outer, part, state, weight, bias, eps, center):
         """Run the tasks [t0, t1) of a stage: as in runs.py, with a chunk of cells for a cell and blocks for runs."""
         blocks = plan[BLOCKS]
         chunks = plan[CHUNKS]
@@ -362,4 +347,4 @@ def kernel(learn, set_lanes, apply):
     return tasks
 
 
-tasks = kernel(unit, set_lanes, apply)
+tasks = kernel(nothing, set_lanes, apply)

@@ -7,10 +7,11 @@ With the scale as the sum of two float32, the larger of which is s::
     rest = x * (scale - s) - mean * scale + (x * s - product)
 
 Each line is rounded once for each of its sums. In units in the last place of ``max(|y|, 1)``, y is off by at most half of one,
-half a place of the bias, 1.5 times ``|mean * scale * weight|``, and ``|weight| / 64`` for the 28 bits of mean and scale: by
-less than 2 where no bias exceeds 3.5, no weight 4, and the third is 0.375 at most. Other cells stay with float64. So does a
-cell without variance, where nothing must be left of the difference, and one whose moments were given, which say nothing of
-how far x may lie from them: in its last place the result may then be another than that of the same moments of x itself.
+half a place of the bias, 1.5 times ``|mean * scale * weight|``, and ``(|weight| + |y - bias|) / 64`` for the 28 bits of mean
+and scale (scalars.py): by less than 2 where no bias exceeds 3.5, no weight 4, and ``|mean * scale * weight|`` is 0.2 at most.
+Other cells stay with float64. So does a cell without variance, where nothing must be left of the difference, and one whose
+moments were given, which say nothing of how far x may lie from them: in its last place the result may then be another than
+that of the same moments of x itself.
 """
 
 from numba import types
@@ -22,10 +23,15 @@ from keepnorm.kernels.scalars import M2, MEAN, OWN, SCALE
 # The largest bias and weight, and the largest mean in standard deviations times the weight: for float32 and for halves.
 MOST_BIAS, MOST_BIAS_OF_HALVES = 3.5, 2.0**8
 MOST_WEIGHT, MOST_WEIGHT_OF_HALVES = 4.0, 2.0**8
-MOST_MEAN, MOST_MEAN_OF_HALVES = 0.25, 2.0**8
+MOST_MEAN, MOST_MEAN_OF_HALVES = 0.2, 2.0**8
 
 # Scales outside keep their second float32 from holding what is left, or may overflow where y does not.
 LEAST_FACTOR, MOST_FACTOR = 2.0**-60, 2.0**60
+
+
+def is_held(dtype):
+    """Whether float32 holds every value of a dtype of x, so that there may be a choice."""
+    return not isinstance(dtype, types.Integer) and dtype is not types.float64
 
 
 def largest_weight(x, y, plan, weight, bias):
@@ -37,7 +43,7 @@ def largest_weight(x, y, plan, weight, bias):
 
 @variant(largest_weight)
 def _largest_weight(x, y, plan, weight, bias):
-    if isinstance(x.dtype, types.Integer) or x.dtype is types.float64:
+    if not is_held(x.dtype):
         return lambda x, y, plan, weight, bias: -1.0  # noqa: ARG005
     most, most_weight = MOST_BIAS_OF_HALVES, MOST_WEIGHT_OF_HALVES
     if y.dtype is types.float32:

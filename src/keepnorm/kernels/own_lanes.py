@@ -3,13 +3,12 @@
 Lanes side by side may belong to cells of both kinds: every value is worked out in both ways, and one is taken.
 """
 
-from numba import types
 from numpy import float32
 
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.lanes import kernel
-from keepnorm.kernels.own import float32_is_enough, largest_weight, rest
+from keepnorm.kernels.own import float32_is_enough, is_held, largest_weight, rest
 from keepnorm.kernels.scalars import (
     AFFINE,
     INNER_AFFINE,
@@ -30,6 +29,7 @@ from keepnorm.kernels.scalars import (
 )
 from keepnorm.kernels.traffic import ask_ahead, gathered, put
 from keepnorm.kernels.vector import (
+    FLOATS,
     WIDTH,
     affine_twice,
     deviations,
@@ -81,8 +81,7 @@ def _chosen(values, double, lanes, parts, i):
 
 @variant(_chosen)
 def _chosen_of(values, double, lanes, parts, i):
-    kind = getattr(values, "dtype", types.float64)
-    if isinstance(kind, types.Integer) or kind is types.float64:
+    if values is FLOATS or not is_held(values.dtype):
         return lambda values, double, lanes, parts, i: double  # noqa: ARG005
 
     def chosen(values, double, lanes, parts, i):

@@ -1,10 +1,8 @@
 """Kernels for runs whose values have their own weight and bias; the formulas are those of own.py."""
 
-from numba import types
-
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.own import float32_is_enough, largest_weight, rest
+from keepnorm.kernels.own import float32_is_enough, is_held, largest_weight, rest
 from keepnorm.kernels.runs import kernel
 from keepnorm.kernels.scalars import LOW, MEAN, SCALE
 from keepnorm.kernels.traffic import until_aligned
@@ -29,7 +27,7 @@ def _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
 
 @variant(_in_float32)
 def _in_float32_of(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
-    if isinstance(x.dtype, types.Integer) or x.dtype is types.float64:
+    if not is_held(x.dtype):
         return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: None  # noqa: ARG005
     return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: _singly(
         x, xi, y, yi, n, mean, scale, weight, bias, a, past
@@ -60,6 +58,7 @@ def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
 
 @exact
 def _in_float64(x, xi, y, yi, n, mean, scale, shift, weight, bias, a, past):
+    """The same in float64, with what the mean has lost as a shift."""
     m = fill(mean)
     f = fill(scale)
     s = fill(shift)

@@ -8,7 +8,7 @@ overlap with those of the others. A cell's sums do not depend on who goes with i
 import numpy as np
 from numba import types
 
-from keepnorm.kernels.affine import fold, scale_run, unit
+from keepnorm.kernels.affine import fold, nothing, scale_run
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.integers import least, most
@@ -207,22 +207,7 @@ def kernel(learn, scale):
                 a += kept[last, AFFINE]
 
     @exact
-    def tasks(
-        stage,
-        t0,
-        t1,
-        x,
-        y,
-        plan,
-        kept,
-        outer,
-        part,
-        state,
-        weight,
-        bias,
-        eps,
-        center,
-    ):
+    def tasks(stage, t0, t1, x, y, plan, kept, outer, part, state, weight, bias, eps, center):
         """Run the tasks [t0, t1) of a stage.
 
         Stage 0 (states of blocks) has a task for each block, stage 1 (merge) for each cell, stage 2 (affine step) for each
@@ -281,4 +266,4 @@ def kernel(learn, scale):
     return tasks
 
 
-tasks = kernel(unit, scale_piece)
+tasks = kernel(nothing, scale_piece)
