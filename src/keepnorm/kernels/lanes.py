@@ -25,24 +25,23 @@ from keepnorm.kernels.scalars import (
     LANE_X,
     LANE_Y,
     LOW,
+    M2,
     MEAN,
     REDUCED_AFFINE,
     SCALE,
     K,
     X,
     Y,
-    anchor,
     block_bounds,
     copy_states,
     is_narrow,
-    is_wide,
     merge_blocks,
-    next_shift,
     offset,
     set_centers,
     set_states,
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
+from keepnorm.kernels.shifts import first_shift, is_outlier, next_shift
 from keepnorm.kernels.traffic import (
     ask_ahead,
     ask_in_order,
@@ -62,6 +61,7 @@ from keepnorm.kernels.vector import (
     load,
     load_first,
     save,
+    unless,
 )
 
 # Rows of the scratch arrays of one task, each as long as a row of lanes.
@@ -72,19 +72,17 @@ LANE_ROWS = 5  # those of the kernels of own_lanes.py
 
 @exact
 def add_row(x, start, n, shift, s, q, c):
-    """Add n values of one row to the sums of their lanes, the first of which is c; what is left of eight sums nobody reads."""
+    """Add n values of one row to the sums of their lanes, from lane c on; what is left of eight sums nobody reads."""
     for i in range(0, n, WIDTH):
         k = load(shift, c, i)
-        if i + WIDTH <= n:
-            d = differences(load(x, start, i), k)
-        else:
-            d = first(differences(load_first(x, start, i, n - i), k), n - i)
+        m = n - i
+        d = differences(load(x, start, i), k) if m >= WIDTH else first(differences(load_first(x, start, i, m), k), m)
         save(s, c, i, load(s, c, i) + d)
         save(q, c, i, fused(d, d, load(q, c, i)))
 
 
 @exact
-def add_rows(x, start, step, n, shift, s, q, c):
+def add_rows(x, start, step, n, shift, s, q, c, plain):
     """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
     whole = n // WIDTH * WIDTH
     second = start + step
@@ -92,10 +90,10 @@ def add_rows(x, start, step, n, shift, s, q, c):
     fourth = third + step
     for i in range(0, whole, WIDTH):
         k = load(shift, c, i)
-        d0 = differences(load(x, start, i), k)
-        d1 = differences(load(x, second, i), k)
-        d2 = differences(load(x, third, i), k)
-        d3 = differences(load(x, fourth, i), k)
+        d0 = unless(plain, load(x, start, i), k)
+        d1 = unless(plain, load(x, second, i), k)
+        d2 = unless(plain, load(x, third, i), k)
+        d3 = unless(plain, load(x, fourth, i), k)
         save(s, c, i, load(s, c, i) + ((d0 + d1) + (d2 + d3)))
         save(q, c, i, fused(d0, d0, fused(d1, d1, load(q, c, i))) + fused(d2, d2, d3 * d3))
     if whole < n:
@@ -104,8 +102,8 @@ def add_rows(x, start, step, n, shift, s, q, c):
 
 
 @helper
-def add_block(x, plan, outer, start, b, width, sums, buffer):
-    """Sum the rows of block b into the lanes; `width` lanes are one step of the inner axis."""
+def add_block(x, plan, outer, start, b, width, sums, buffer, plain):
+    """Sum the rows of block b into the lanes; `width` lanes are one step of the inner axis; `plain` if every K is 0."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
     step = plan[INNER_X]
@@ -125,7 +123,7 @@ def add_block(x, plan, outer, start, b, width, sums, buffer):
                     n = least(tile, full - c)
                     if tile < full:
                         ask_in_order(x, here + 3 * c, 4 * n, 4 * full)
-                    add_rows(x, here, fold * step, n, shift, s, q, c)
+                    add_rows(x, here, fold * step, n, shift, s, q, c, plain)
                 i += 4 * fold
         while i < i1:
             n = least(fold, i1 - i) * width
@@ -192,21 +190,26 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
     s = sums[SUM, :full]
     q = sums[SQUARES, :full]
     for k in range(cells):
-        shift[k] = anchor(x[first + k * step])
+        shift[k] = first_shift(x, first + k * step, plan[INNER_X], i1 - i0)
     for _ in range(2):
+        plain = True
         for k in range(cells):
             part[K, k] = shift[k]
+            plain &= shift[k] == 0.0
         spread(shift, cells, short, fold)
         s[:] = 0.0
         q[:] = 0.0
-        add_block(x, plan, outer, start, b, cells * short, sums, buffer)
+        add_block(x, plan, outer, start, b, cells * short, sums, buffer, plain)
         gather(s, cells, short, fold)
         gather(q, cells, short, fold)
-        outliers = set_states(part, cells, n, s, q)
-        if outliers == 0 or not is_wide(x):
-            break
+        set_states(part, cells, n, s, q)
+        again = False
         for k in range(cells):
-            shift[k] = next_shift(part, k)
+            far = is_outlier(x, q[k], part[M2, k])
+            shift[k] = next_shift(part, k) if far else part[K, k]
+            again |= far
+        if not again:
+            break
 
 
 @helper

@@ -28,18 +28,16 @@ from keepnorm.kernels.scalars import (
     N,
     X,
     Y,
-    anchor,
     block_bounds,
     copy_states,
     difference,
-    is_wide,
     merge_blocks,
     merge_state,
-    next_shift,
     offset,
     set_state,
 )
 from keepnorm.kernels.scratch import allocate, have, release
+from keepnorm.kernels.shifts import anchor, is_outlier, next_shift
 
 
 @helper
@@ -93,8 +91,10 @@ def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
                 i += fold
         again = False
         for lane in range(width):
-            again |= set_state(lanes, lane, lanes[N, lane], lanes[K, lane], lanes[DELTA, lane], lanes[M2, lane])
-        if sweep == 1 or not (again and is_wide(x)):
+            q = lanes[M2, lane]
+            set_state(lanes, lane, lanes[N, lane], lanes[K, lane], lanes[DELTA, lane], q)
+            again |= is_outlier(x, q, lanes[M2, lane])
+        if sweep == 1 or not again:
             break
         for lane in range(width):
             lanes[K, lane] = next_shift(lanes, lane)
@@ -143,8 +143,8 @@ def run_block(x, mask, plan, outer, x_start, m_start, b, part):
             n += dn
             s += ds
             q += dq
-        again = set_state(part, 0, n, shift, s, q)
-        if not (again and is_wide(x)):
+        set_state(part, 0, n, shift, s, q)
+        if not is_outlier(x, q, part[M2, 0]):
             break
         shift = part[K, 0] + part[DELTA, 0]
 

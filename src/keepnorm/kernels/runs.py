@@ -6,10 +6,9 @@ overlap with those of the others. A cell's sums do not depend on who goes with i
 """
 
 import numpy as np
-from numba import types
 
 from keepnorm.kernels.affine import fold, nothing, scale_run
-from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.compile import exact
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.integers import least, most
 from keepnorm.kernels.scalars import (
@@ -35,18 +34,16 @@ from keepnorm.kernels.scalars import (
     SIZE,
     X,
     Y,
-    anchor,
     block_bounds,
     copy_states,
     is_narrow,
-    is_outlier,
     merge_blocks,
-    next_shift,
     offset,
     set_centers,
     set_state,
 )
 from keepnorm.kernels.scratch import allocate, have, release
+from keepnorm.kernels.shifts import first_shift, is_outlier, next_shift
 from keepnorm.kernels.traffic import (
     LINE,
     ask_ahead,
@@ -65,6 +62,7 @@ from keepnorm.kernels.vector import (
     load,
     load_first,
     total,
+    unless,
 )
 
 # Rows of the scratch array of a group of cells.
@@ -75,11 +73,12 @@ SHIFT, SUM, SQUARES = range(3)
 def run_sums(x, start, n, shift):
     """Sum x - K and (x - K)^2 over a run."""
     k = fill(shift)
+    plain = shift == 0.0
     s = s2 = q = q2 = fill(0.0)
     i = 0
     while i + 2 * WIDTH <= n:
-        d = differences(load(x, start, i), k)
-        e = differences(load(x, start + WIDTH, i), k)
+        d = unless(plain, load(x, start, i), k)
+        e = unless(plain, load(x, start + WIDTH, i), k)
         s += d
         s2 += e
         q = fused(d, d, q)
@@ -94,8 +93,12 @@ def run_sums(x, start, n, shift):
 
 
 @exact
-def add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer):
-    """Add the runs of block b to the sums of `count` of the cells that begin `step` apart; `cells` tells which."""
+def add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer, sweep):
+    """Add the runs of block b to the sums of `count` of the cells that begin `step` apart; `cells` tells which.
+
+    The first sweep chooses their shifts, each where its first run is read: a pass of its own over the beginnings of runs
+    misleads the prefetcher.
+    """
     p0, p1, i0, i1 = block_bounds(plan, b)
     n = i1 - i0
     shift = sums[SHIFT]
@@ -106,48 +109,39 @@ def add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer):
         x0 = first_value + offset(outer, p, X)
         for j in range(count):
             k = cells[j]
+            if sweep == 0 and p == p0:
+                shift[k] = first_shift(x, x0 + k * step, plan[INNER_X], n)
             source, here = gathered(x, x0 + k * step, plan[INNER_X], n, buffer)
             ds, dq = run_sums(source, here, n, shift[k])
             s[k] += ds
             q[k] += dq
 
 
+@exact
 def pick_outliers(x, part, sums, cells, count):
-    """Count the cells that had an outlier for K, name them in `cells`, and let their mean be the next K."""
-
-
-@variant(pick_outliers)
-def _pick_outliers(x, part, sums, cells, count):
-    if x.dtype is not types.float64:
-        return lambda x, part, sums, cells, count: 0  # noqa: ARG005
-
-    def pick(x, part, sums, cells, count):
-        outliers = 0
-        for j in range(count):
-            k = cells[j]
-            if is_outlier(sums[SQUARES, k], part[M2, k]):
-                cells[outliers] = k
-                sums[SHIFT, k] = next_shift(part, k)
-                outliers += 1
-        return outliers
-
-    return pick
+    """Count the cells whose K was too far away, name them in `cells`, and let their mean be the next K."""
+    outliers = 0
+    for j in range(count):
+        k = cells[j]
+        if is_outlier(x, sums[SQUARES, k], part[M2, k]):
+            cells[outliers] = k
+            sums[SHIFT, k] = next_shift(part, k)
+            outliers += 1
+    return outliers
 
 
 @exact
 def block(x, plan, outer, start, step, b, count, part, sums, cells, buffer):
     """The states of block b of `count` cells that begin `step` apart, the first at offset `start`."""
     p0, p1, i0, i1 = block_bounds(plan, b)
-    origin = start + offset(outer, p0, X) + i0 * plan[INNER_X]
     n = np.float64((p1 - p0) * (i1 - i0))
     for k in range(count):
         cells[k] = k
-        sums[SHIFT, k] = anchor(x[origin + k * step])
-    for _ in range(2):
+    for sweep in range(2):
         for j in range(count):
             sums[SUM, cells[j]] = 0.0
             sums[SQUARES, cells[j]] = 0.0
-        add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer)
+        add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer, sweep)
         for j in range(count):
             k = cells[j]
             set_state(part, k, n, sums[SHIFT, k], sums[SUM, k], sums[SQUARES, k])

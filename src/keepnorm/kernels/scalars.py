@@ -49,9 +49,6 @@ N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
     OWN,
 ) = np.arange(30)
 
-# A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had an outlier for its K and is swept again about its mean.
-OUTLIER = 3.0
-
 
 @intrinsic
 def half_to_float(typing, bits):
@@ -156,36 +153,6 @@ def _centred(value, mean, low):
     return lambda value, mean, low: deviation(value, mean)  # noqa: ARG005
 
 
-def anchor(value):
-    """The value as the shift K of its block: as float64 (64-bit integers with the last bits cleared), 0 if not finite."""
-
-
-@variant(anchor)
-def _anchor(value):
-    if value is types.int64:
-        return lambda value: (
-            np.float64(value & np.int64(-2048)) if abs(value) >= 2**53 or value == -(2**63) else np.float64(value)
-        )
-    if value is types.uint64:
-        return lambda value: np.float64(value & np.uint64(2**64 - 2048)) if value >= np.uint64(2**53) else np.float64(value)
-
-    def finite(value):
-        k = difference(value, 0.0)
-        return k if -np.inf < k < np.inf else 0.0
-
-    return finite
-
-
-def is_wide(x):
-    """Whether the values of x have as many bits as the accumulator, so that an outlier for K costs digits of the answer."""
-
-
-@variant(is_wide)
-def _is_wide(x):
-    wide = x.dtype is types.float64
-    return lambda x: wide  # noqa: ARG005
-
-
 def store(y, i, value):
     """Write a float64 into y, rounded to its dtype."""
 
@@ -244,7 +211,7 @@ def block_bounds(plan, b):
 
 @exact
 def set_state(part, k, n, shift, s, q):
-    """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2; say whether K was an outlier."""
+    """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2."""
     empty = n == 0.0
     delta = s / n
     m2 = q - s * delta
@@ -253,32 +220,13 @@ def set_state(part, k, n, shift, s, q):
     part[K, k] = shift
     part[DELTA, k] = 0.0 if empty else delta
     part[M2, k] = m2
-    return is_outlier(q, m2)
-
-
-@exact
-def is_outlier(q, m2):
-    """Whether q = sum (x - K)^2 tells that K lies far from the others."""
-    return q > OUTLIER * m2 and q < np.inf
-
-
-@exact
-def next_shift(part, k):
-    """The mean of cell k as the shift of a second sweep, the old shift if it is not finite.
-
-    Exact, because a sum that may be reordered is no NaN once it is subtracted from itself, which is what isfinite does.
-    """
-    mean = part[K, k] + part[DELTA, k]
-    return mean if -np.inf < mean < np.inf else part[K, k]
 
 
 @exact
 def set_states(part, cells, n, s, q):
-    """`set_state` for neighbouring cells, whose shifts `part` holds; count those with an outlier for K."""
-    outliers = 0
+    """`set_state` for neighbouring cells, whose shifts `part` holds."""
     for k in range(cells):
-        outliers += set_state(part, k, n, part[K, k], s[k], q[k])
-    return outliers
+        set_state(part, k, n, part[K, k], s[k], q[k])
 
 
 @exact

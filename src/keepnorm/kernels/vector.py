@@ -82,6 +82,11 @@ def _element(dtype):
     return ir.FloatType() if dtype is types.float32 else ir.DoubleType()
 
 
+def is_narrow_float(dtype):
+    """Whether a dtype is float32, float16 or bfloat16."""
+    return dtype is types.float32 or isinstance(dtype, types.Record)
+
+
 def _kind(dtype):
     return FLOATS if dtype is types.float64 else Values(dtype)
 
@@ -262,6 +267,45 @@ def differences(typing, values, shift):
         return _less(builder, signature.args[0], *arguments)
 
     return FLOATS(values, FLOATS), generate
+
+
+@intrinsic
+def unless(typing, plain, values, shift):
+    """`differences`, except that the shift is not subtracted from narrow floats where `plain` says that it is 0.
+
+    It is a branch, since that is what LLVM takes out of a loop: it makes two loops of one.
+    """
+
+    def generate(context, builder, signature, arguments):
+        plain, values, shift = arguments
+        kind = signature.args[1]
+        if kind is FLOATS or not is_narrow_float(kind.dtype):
+            return _less(builder, kind, values, shift)
+        wide = _widened(builder, kind.dtype, values)
+        before = builder.block
+        with builder.if_then(builder.not_(plain)):
+            away = builder.fsub(wide, shift)
+            inside = builder.block
+        result = builder.phi(_DOUBLES)
+        result.add_incoming(wide, before)
+        result.add_incoming(away, inside)
+        return result
+
+    return FLOATS(types.boolean, values, FLOATS), generate
+
+
+@intrinsic
+def all_near(typing, values, k):
+    """Whether each of eight values is nearer to k than half of it."""
+
+    def generate(context, builder, signature, arguments):
+        away = _less(builder, signature.args[0], arguments[0], _filled(builder, arguments[1]))
+        twice = _call(builder, "fabs", builder.fadd(away, away))
+        near = builder.fcmp_ordered("<", twice, _call(builder, "fabs", _filled(builder, arguments[1])))
+        bits = builder.bitcast(near, ir.IntType(WIDTH))
+        return builder.icmp_unsigned("==", bits, Constant(bits.type, 2**WIDTH - 1))
+
+    return types.boolean(values, types.float64), generate
 
 
 @intrinsic

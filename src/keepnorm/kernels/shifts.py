@@ -1,0 +1,83 @@
+"""The shift K of a block: what is subtracted from a cell's values before they are summed and squared in float64.
+
+float64 has digits enough for the squares of narrower floats as they are, unless these lie far from 0 beside their spread.
+So their K is 0, and nothing needs to be subtracted, where the first values of the block already differ as much as they lie
+away from 0; else it is the first value, as for every other dtype. The sums themselves then tell whether K was far from the
+mean: if it was, the block is swept again about its mean. All of it is a matter of the cell's own values.
+"""
+
+import numpy as np
+from numba import types
+
+from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.integers import least
+from keepnorm.kernels.scalars import DELTA, K, difference
+from keepnorm.kernels.vector import WIDTH, all_near, is_narrow_float, load
+
+# A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had a K too far away and is swept again about its mean. Of
+# float64 no digit may be lost; of narrower floats seven bits of float64 may, those of a mean 11 deviations from K.
+FAR = 3.0
+FAR_OF_NARROW = 2.0**7
+
+
+def anchor(value):
+    """The value as the shift K of its block: as float64 (64-bit integers with the last bits cleared), 0 if not finite."""
+
+
+@variant(anchor)
+def _anchor(value):
+    if value is types.int64:
+        return lambda value: (
+            np.float64(value & np.int64(-2048)) if abs(value) >= 2**53 or value == -(2**63) else np.float64(value)
+        )
+    if value is types.uint64:
+        return lambda value: np.float64(value & np.uint64(2**64 - 2048)) if value >= np.uint64(2**53) else np.float64(value)
+
+    def finite(value):
+        k = difference(value, 0.0)
+        return k if -np.inf < k < np.inf else 0.0
+
+    return finite
+
+
+def first_shift(x, start, step, n):
+    """The K of a block of a cell whose first n values are x[start], x[start + step] and so on."""
+
+
+@variant(first_shift)
+def _first_shift(x, start, step, n):
+    if not is_narrow_float(x.dtype):
+        return lambda x, start, step, n: anchor(x[start])  # noqa: ARG005
+
+    def of_eight(x, start, step, n):
+        k = anchor(x[start])
+        if step == 1 and n >= WIDTH:
+            return k if all_near(load(x, start, 0), k) else 0.0
+        for i in range(1, least(n, WIDTH)):
+            if not 2.0 * abs(difference(x[start + i * step], k)) < abs(k):
+                return 0.0
+        return k
+
+    return of_eight
+
+
+def is_outlier(x, q, m2):
+    """Whether q = sum (x - K)^2 tells that K lies too far from the others; never of integers."""
+
+
+@variant(is_outlier)
+def _is_outlier(x, q, m2):
+    if isinstance(x.dtype, types.Integer | types.Boolean):
+        return lambda x, q, m2: False  # noqa: ARG005
+    far = FAR_OF_NARROW if is_narrow_float(x.dtype) else FAR
+    return lambda x, q, m2: q > far * m2 and q < np.inf  # noqa: ARG005
+
+
+@exact
+def next_shift(part, k):
+    """The mean of cell k as the shift of a second sweep, the old shift if it is not finite.
+
+    Exact, because a sum that may be reordered is no NaN once it is subtracted from itself, which is what isfinite does.
+    """
+    mean = part[K, k] + part[DELTA, k]
+    return mean if -np.inf < mean < np.inf else part[K, k]

@@ -1,0 +1,121 @@
+"""The shift of a block: no digits are lost whatever values come first, and who goes with a cell changes none of its bits."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import keepnorm as kn
+from tests.tolerance import assert_within, state
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+LOST = 2.0**7  # seven bits of float64
+
+COUNT = 700
+
+
+def row(name):
+    """One cell's values, in float64."""
+    rng = np.random.default_rng(11)
+    values = rng.standard_normal(COUNT)
+    match name:
+        case "around 0":
+            return values
+        case "near 0":
+            return values + 3
+        case "just not too far":
+            return values + 10
+        case "too far, and the first do not tell":
+            values = values / 16 + 300
+            values[1] = 100
+            return values
+        case "far":
+            return values / 4 + 100
+        case "the first far away":
+            values[:8] = 250
+            return values
+        case "the first a little less than twice as large":
+            values[:8] = 100, 149, 100, 149, 100, 149, 100, 149
+            return values
+        case "zeros first":
+            values[:8] = 0
+            return values + 0.0
+        case "all the same":
+            return np.full(COUNT, 0.3)
+        case "zeros":
+            return np.zeros(COUNT)
+    raise AssertionError(name)
+
+
+NAMES = [
+    "around 0", "near 0", "just not too far", "too far, and the first do not tell", "far", "the first far away",
+    "the first a little less than twice as large", "zeros first", "all the same", "zeros",
+]  # fmt: skip
+
+
+def layouts(rows):
+    """(name, array, keep): the cells as runs, as lanes, and as runs of which only every second value counts."""
+    yield "runs", rows, 0
+    yield "short runs", np.ascontiguousarray(rows.reshape(len(rows), 100, 7).transpose(1, 0, 2)), 1
+    yield "lanes", np.ascontiguousarray(rows.T), 1
+    yield "few lanes", np.ascontiguousarray(rows.reshape(len(rows), 350, 2).transpose(1, 0, 2)), 1
+    yield "strided", np.repeat(rows, 2, axis=1)[:, ::2], 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["runs", "short runs", "lanes", "few lanes", "strided"])
+def test_no_digits_are_lost_whatever_comes_first(dtype, layout):
+    rows = np.array([row(name) for name in NAMES]).astype(dtype)
+    (array, keep) = next((a, k) for name, a, k in layouts(rows) if name == layout)
+    got = kn.moments(array, keep=keep)
+    wide = rows.astype("f8")
+    mean = np.array([math.fsum(cell) / COUNT for cell in wide])
+    m2 = np.array([math.fsum((cell - at) ** 2) for cell, at in zip(wide, mean, strict=True)])
+    std = np.sqrt(m2 / COUNT)
+    assert_within(np.ravel(got.shift + got.delta), mean, state(COUNT) * (np.abs(mean) + LOST * std), "mean")
+    assert_within(np.ravel(got.m2), m2, state(COUNT) * LOST * m2, "M2")  # that of equal values is exactly 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_block_is_swept_again_where_the_sums_say_that_0_was_too_far(dtype):
+    values = np.random.default_rng(13).standard_normal(4000) / 16 + 300
+    values[1] = 100
+    values = values.astype(dtype)
+    mean = math.fsum(values.astype("f8")) / len(values)
+    m2 = math.fsum((values.astype("f8") - mean) ** 2)
+    for array, keep in ((values[None], 0), (np.stack([values, values - values], 1), 1)):
+        got = kn.moments(array, keep=keep)
+        assert abs(np.ravel(got.shift)[0] - mean) < 1
+        assert_within(np.ravel(got.m2)[0], m2, 4 * state(len(values)) * m2, "M2")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["runs", "short runs", "lanes", "few lanes", "strided"])
+def test_a_cell_has_the_same_bits_alone(dtype, layout):
+    rows = np.array([row(name) for name in NAMES]).astype(dtype)
+    (array, keep) = next((a, k) for name, a, k in layouts(rows) if name == layout)
+    together = kn.moments(array, keep=keep)
+    for k in range(len(NAMES)):
+        twins = np.take(array, [k] * len(NAMES), axis=keep)  # the plan of a single cell may be another
+        alone = kn.moments(twins, keep=keep)
+        for part in ("m2", "delta", "shift"):
+            assert np.ravel(getattr(alone, part))[0] == np.ravel(getattr(together, part))[k], (NAMES[k], part)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_values_may_be_anything(dtype):
+    rng = np.random.default_rng(12)
+    for first in (np.inf, -np.inf, np.nan, float(ml_dtypes.finfo(dtype).max), float(ml_dtypes.finfo(dtype).tiny)):
+        values = rng.standard_normal((3, 50)).astype(dtype)
+        values[1, 0] = first
+        wide = values.astype("f8")
+        with np.errstate(invalid="ignore"):
+            mean, var = wide.mean(1), wide.var(1)
+        for array, keep in ((values, 0), (np.ascontiguousarray(values.T), 1)):
+            got = kn.moments(array, keep=keep)
+            assert_within(np.ravel(got.shift + got.delta)[[0, 2]], mean[[0, 2]], 1e-14, "mean of the others")
+            if np.isfinite(first):
+                assert_within(np.ravel(got.m2)[1] / 50, var[1], 1e-12 * var[1], "variance")
+            else:
+                np.testing.assert_array_equal(np.ravel(got.mean)[1], np.float32(mean[1]))
