@@ -216,3 +216,19 @@ def test_the_same_bits_for_any_layout(keep):
         np.repeat(x, 2, -1)[..., ::2],
     ):
         assert np.array_equal(kn.normalize(other, keep), expected)
+
+
+@pytest.mark.parametrize("place", [28, 29, 30])
+def test_a_mean_halfway_between_two_that_results_are_made_with(place):
+    # Of 3136 = 64 * 49 values in multiples of 2^-24, one mean in 49 has few bits: as many as the mean of a result, and one.
+    rng = np.random.default_rng(3)
+    values = rng.integers(-(2**25), 2**25, (64 * 49, 512)) + 2**23
+    values -= values % 16
+    unit = 64 * 49 * 2**24 // 2**place  # a sum of an odd number of these has a mean of an odd number of 2^-place
+    values[0] = 0
+    values[0] = unit - values.sum(0) % (2 * unit)
+    x = (values / 2**24).astype(np.float32).reshape(64, 7, 7, 512)
+    assert np.all(x.reshape(-1, 512) * 2.0**24 == values)
+    beside = kn.normalize(x, -1)
+    apart = kn.normalize(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), 1)
+    assert apart.transpose(0, 2, 3, 1).tobytes() == beside.tobytes()
