@@ -40,7 +40,7 @@ def row(name):
             return values
         case "zeros first":
             values[:8] = 0
-            return values + 0.0
+            return values
         case "all the same":
             return np.full(COUNT, 0.3)
         case "zeros":
@@ -55,7 +55,7 @@ NAMES = [
 
 
 def layouts(rows):
-    """(name, array, keep): the cells as runs, as lanes, and as runs of which only every second value counts."""
+    """(name, array, keep): the cells as runs, as lanes, and as runs a step apart."""
     yield "runs", rows, 0
     yield "short runs", np.ascontiguousarray(rows.reshape(len(rows), 100, 7).transpose(1, 0, 2)), 1
     yield "lanes", np.ascontiguousarray(rows.T), 1
@@ -101,6 +101,19 @@ def test_a_cell_has_the_same_bits_alone(dtype, layout):
         alone = kn.moments(twins, keep=keep)
         for part in ("m2", "delta", "shift"):
             assert np.ravel(getattr(alone, part))[0] == np.ravel(getattr(together, part))[k], (NAMES[k], part)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_masked_cell_has_the_same_bits_beside_one_that_is_swept_again(dtype):
+    calm = (np.random.default_rng(14).standard_normal((20_000, 2)) + 2).astype(dtype)
+    beside = calm.copy()
+    beside[0, 1] = 1000  # the first value, and so the first K of its lane, of which there are many
+    where = np.ones(calm.shape, bool)
+    where[5:9] = False
+    mine, other = (kn.moments(a, keep=1, where=where) for a in (beside, calm))
+    assert abs(np.ravel(mine.shift)[1] - 1000) > 1
+    for part in ("m2", "delta", "shift"):
+        assert np.ravel(getattr(mine, part))[0] == np.ravel(getattr(other, part))[0], part
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -93,11 +93,12 @@ def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
         for lane in range(width):
             q = lanes[M2, lane]
             set_state(lanes, lane, lanes[N, lane], lanes[K, lane], lanes[DELTA, lane], q)
-            again |= is_outlier(x, q, lanes[M2, lane])
-        if sweep == 1 or not again:
+            far = sweep == 0 and is_outlier(x, q, lanes[M2, lane])
+            lanes[K, lane] = next_shift(lanes, lane) if far else lanes[K, lane]
+            again |= far
+        if not again:
             break
         for lane in range(width):
-            lanes[K, lane] = next_shift(lanes, lane)
             lanes[N, lane] = lanes[DELTA, lane] = lanes[M2, lane] = 0.0
     for k in range(cells):
         home = k * short
