@@ -1,5 +1,6 @@
 """The compiled kernels are kept on disk where that is possible, and where it is not, nobody hears of it."""
 
+import ctypes
 import hashlib
 import os
 import stat
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import keepnorm as kn
 from keepnorm.axes import resolve
 from keepnorm.engines.memory import plain, walk
 from keepnorm.kernels import launch
@@ -160,7 +162,7 @@ class TestEntry:
 
         def call(change=lambda arguments: arguments):
             arguments = change(list(good))
-            entry(0, 1, 0, steps.groups, 4, *arguments)
+            entry(0, 0, 1, 0, steps.groups, 4, *arguments)
             return arguments[1].reshape(-1)
 
         call.steps = steps
@@ -213,3 +215,31 @@ class TestEntry:
 
         with pytest.raises(MemoryError):
             call(greedy)
+
+
+@pytest.mark.parametrize(("numbers", "threads"), [([0], 3), ([2], 3), ([1, 0], 2), ([0, 1, 2], 3), ([4, 1], 5), ([7], 3)])
+def test_every_range_is_run(numbers, threads):
+    """Whatever number the threads have, in whatever order they come, and if fewer come than were asked for."""
+    x = np.arange(6 * 200, dtype=np.float32).reshape(6, 200)
+    y = np.full(x.size, np.nan, np.float32)
+    steps = walk(plain(resolve(x.shape, 0)), (x, x))
+    assert steps.groups == 6
+    state, parameters = np.empty((7, 6)), (np.ones(1, np.float32), np.zeros(1, np.float32))
+    tables = steps.integers, steps.kept, steps.outer
+    arguments = x.reshape(-1), y, *tables, np.empty((1, 4, 1)), state, *parameters, 1e-5, True
+    coming, started = iter(numbers), []
+    number = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: next(coming))
+    body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def parallel(function, job, count, _):
+        """What GOMP_parallel does, one thread after the other."""
+        started.append(count)
+        for _ in numbers:
+            body(function)(job)
+
+    addresses = (ctypes.cast(f, ctypes.c_void_p).value for f in (parallel, number))
+    launch._entry(steps.family, layout_of(steps.family, arguments))(*addresses, threads, 0, 6, 4, *arguments)
+    np.testing.assert_array_equal(y.reshape(x.shape), kn.normalize(x, 0))
+    assert started == [threads]
+    assert next(coming, None) is None

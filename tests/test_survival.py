@@ -106,7 +106,7 @@ print(answers.pop())
 """
 WITHOUT_OPENMP = """
 from keepnorm.kernels import threads
-threads._openmp = lambda: (0, False)
+threads._openmp = lambda: (0, 0, False)
 assert threads.layer() == "Python threads"
 """
 LAYERS = {"the system's": "", "Python threads": WITHOUT_OPENMP}

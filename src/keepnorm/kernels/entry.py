@@ -1,10 +1,14 @@
 """The Python function around a kernel, in LLVM's language: it reads NumPy arrays where they lie and starts the threads.
 
-``entry(parallel, threads, first, last, stage, *arguments)`` runs the tasks [first, last) of a stage. `parallel` is the
-address of OpenMP's GOMP_parallel, or 0 for this thread alone. Where the kernel takes a flat array, the entry takes one of
-any rank whose values lie side by side in order. The threads take contiguous ranges in turn, from a counter, so that every
-range is run even where OpenMP starts fewer threads than it was asked for. A call takes 0.3 microseconds beside its tasks,
-Numba's own wrapper 1.2, and a parallel loop of Numba's 0.7 s more to compile.
+``entry(parallel, number, threads, first, last, stage, *arguments)`` runs the tasks [first, last) of a stage. `parallel` and
+`number` are the addresses of OpenMP's GOMP_parallel and omp_get_thread_num, or 0 for this thread alone. Where the kernel
+takes a flat array, the entry takes one of any rank whose values lie side by side in order.
+
+The tasks are cut into one contiguous range for each thread. A thread runs the range of its own number, in every stage and
+every call, so that it finds in its core's cache what it left there: a forward pass of 13 MB takes up to a quarter less. Then
+it runs those that nobody has begun, since OpenMP may start fewer threads than it was asked for, or one may be late.
+
+A call takes 0.3 microseconds beside its tasks, Numba's own wrapper 1.2, and a parallel loop of Numba's 0.7 s more to compile.
 """
 
 from typing import Any
@@ -26,8 +30,8 @@ _HEAD = object.__basicsize__
 _PLAIN = 0x101  # C-contiguous and aligned
 
 # Words of a job before its arguments.
-_COUNTER, _THREADS, _FIRST, _LAST, _FAILED, _STAGE, _ARGUMENTS = range(7)
-_FIXED = 5  # arguments of the entry before those of the kernel
+_BEGUN, _NUMBER, _THREADS, _FIRST, _LAST, _FAILED, _STAGE, _ARGUMENTS = range(8)
+_FIXED = 6  # arguments of the entry before those of the kernel
 
 
 def build(context: Any, module: Any, kernel: Any, kinds: tuple[Any, ...], symbol: str) -> Any:
@@ -83,7 +87,7 @@ def _size(builder: Any, array: Any) -> Any:
 
 
 def _body(context: Any, module: Any, kernel: Any, kinds: tuple[Any, ...], symbol: str) -> Any:
-    """``void body(job)``: take ranges of tasks until there are none left."""
+    """``void body(job)``: run the range of this thread, then every other one that has not been begun."""
     body = _function(module, f"{symbol}_ranges", _VOID, _POINTER)
     body.linkage = "internal"
     body.attributes.add("noinline")
@@ -93,31 +97,43 @@ def _body(context: Any, module: Any, kernel: Any, kinds: tuple[Any, ...], symbol
     def place(number: int) -> Any:
         return builder.gep(words, [ir.Constant(_WORD, number)])
 
-    threads, first, last, stage = (builder.load(place(n)) for n in (_THREADS, _FIRST, _LAST, _STAGE))
-    values, number = [], _ARGUMENTS
+    begun, number, threads, first, last, stage = (
+        builder.load(place(n)) for n in (_BEGUN, _NUMBER, _THREADS, _FIRST, _LAST, _STAGE)
+    )
+    begun = builder.inttoptr(begun, _POINTER)
+    values, at = [], _ARGUMENTS
     for kind in kinds:
-        given = [builder.load(place(number + n)) for n in range(_words(kind))]
+        given = [builder.load(place(at + n)) for n in range(_words(kind))]
         values.append(_value(context, builder, kind, given))
-        number += len(given)
+        at += len(given)
+    one, count = ir.Constant(_WORD, 1), builder.sub(last, first)
+    mine = cgutils.alloca_once_value(builder, ir.Constant(_WORD, 0))
+    with builder.if_then(builder.icmp_signed("!=", number, ir.Constant(_WORD, 0))):
+        ask = builder.inttoptr(number, ir.FunctionType(_INT, ()).as_pointer())
+        builder.store(builder.zext(builder.call(ask, []), _WORD), mine)
     again, run, end = (body.append_basic_block(name) for name in ("again", "run", "end"))
+    before = builder.block
     builder.branch(again)
     builder.position_at_end(again)
-    turn = builder.atomic_rmw("add", place(_COUNTER), ir.Constant(_WORD, 1), "monotonic")
-    builder.cbranch(builder.icmp_signed("<", turn, threads), run, end)
+    step = builder.phi(_WORD)
+    step.add_incoming(ir.Constant(_WORD, 0), before)
+    builder.cbranch(builder.icmp_signed("<", step, threads), run, end)
     builder.position_at_end(run)
-    count = builder.sub(last, first)
-    bounds = [
-        builder.add(first, builder.sdiv(builder.mul(t, count), threads))
-        for t in (turn, builder.add(turn, ir.Constant(_WORD, 1)))
-    ]
+    following = builder.add(step, one)
+    turn = builder.srem(builder.add(builder.load(mine), step), threads)
+    taken = builder.atomic_rmw("xchg", builder.gep(begun, [turn]), ir.Constant(_BYTE, 1), "monotonic")
+    free = builder.icmp_signed("==", taken, ir.Constant(_BYTE, 0))
+    bounds = [builder.add(first, builder.sdiv(builder.mul(t, count), threads)) for t in (turn, builder.add(turn, one))]
     integers = (types.int64,) * 3
     function = context.declare_function(module, kernel)
-    status, result = context.call_conv.call_function(
-        builder, function, types.int64, (*integers, *kinds), (stage, *bounds, *values)
-    )
-    failed = builder.or_(builder.zext(status.is_error, _WORD), result)
-    with builder.if_then(builder.icmp_signed("!=", failed, ir.Constant(_WORD, 0)), likely=False):
-        builder.store(ir.Constant(_WORD, 1), place(_FAILED))
+    with builder.if_then(free):
+        status, result = context.call_conv.call_function(
+            builder, function, types.int64, (*integers, *kinds), (stage, *bounds, *values)
+        )
+        failed = builder.or_(builder.zext(status.is_error, _WORD), result)
+        with builder.if_then(builder.icmp_signed("!=", failed, ir.Constant(_WORD, 0)), likely=False):
+            builder.store(ir.Constant(_WORD, 1), place(_FAILED))
+    step.add_incoming(following, builder.block)
     builder.branch(again)
     builder.position_at_end(end)
     builder.ret_void()
@@ -163,14 +179,14 @@ def _entry(context: Any, module: Any, body: Any, job_type: Any, kinds: tuple[Any
     expected = ir.Constant(_WORD, _FIXED + len(kinds))
     fail_if(builder.icmp_signed("!=", entry.args[2], expected), "PyErr_BadInternalCall", _VOID)
     given = [builder.load(builder.gep(entry.args[1], [ir.Constant(_WORD, n)])) for n in range(_FIXED + len(kinds))]
-    parallel, threads, first, last, stage = (builder.call(to_integer, [g]) for g in given[:_FIXED])
+    parallel, number, threads, first, last, stage = (builder.call(to_integer, [g]) for g in given[:_FIXED])
     arguments = list(zip(kinds, given[_FIXED:], strict=True))
     fit: Any = ir.Constant(ir.IntType(1), 1)
     for kind, value in arguments:
         if isinstance(kind, types.Array):
             fit = builder.and_(fit, _fits(builder, value, kind.ndim))
     fail_if(builder.not_(fit), "PyErr_BadArgument", _INT)
-    words = [ir.Constant(_WORD, 0), threads, first, last, ir.Constant(_WORD, 0), stage]
+    words = [ir.Constant(_WORD, 0), number, threads, first, last, ir.Constant(_WORD, 0), stage]
     for kind, value in arguments:
         if isinstance(kind, types.Array):
             words.append(_at(builder, value, _HEAD + _DATA, _WORD))
@@ -186,9 +202,13 @@ def _entry(context: Any, module: Any, body: Any, job_type: Any, kinds: tuple[Any
         else:
             words.append(builder.call(to_integer, [value]))
     fail_if(builder.icmp_unsigned("!=", builder.call(occurred, []), null), "", None)
+    begun = builder.alloca(_BYTE, threads)
+    with cgutils.for_range(builder, threads, intp=_WORD) as loop:
+        builder.store(ir.Constant(_BYTE, 0), builder.gep(begun, [loop.index]))
+    words[_BEGUN] = builder.ptrtoint(begun, _WORD)
     job = builder.alloca(job_type)
-    for number, word in enumerate(words):
-        builder.store(word, builder.gep(job, [ir.Constant(_WORD, 0), ir.Constant(_WORD, number)]))
+    for n, word in enumerate(words):
+        builder.store(word, builder.gep(job, [ir.Constant(_WORD, 0), ir.Constant(_WORD, n)]))
     raw = builder.bitcast(job, _POINTER)
     thread_state = builder.call(_function(module, "PyEval_SaveThread", _POINTER), [])
     with builder.if_else(builder.icmp_signed("==", parallel, ir.Constant(_WORD, 0))) as (alone, together):

@@ -90,7 +90,7 @@ def layer() -> str:
     """Whose threads a parallel kernel uses, or why there is only one."""
     if _forked or not _safe():
         return "none: this process was forked"
-    return "GNU OpenMP" if team() else "Python threads"
+    return "GNU OpenMP" if team()[0] else "Python threads"
 
 
 @cache
@@ -107,9 +107,11 @@ def most() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def team() -> int:
-    """The address of OpenMP's function that runs another one on several threads; 0 where there is no OpenMP."""
-    return _openmp()[0]
+def team() -> tuple[int, int]:
+    """The addresses of OpenMP's function that runs another one on several threads, and of that which tells a thread its
+    number; 0 where there is no OpenMP.
+    """
+    return _openmp()[:2]
 
 
 def run_apart(count: int, work: Callable[[int], None]) -> None:
@@ -126,22 +128,23 @@ def run_apart(count: int, work: Callable[[int], None]) -> None:
 
 
 @cache
-def _openmp() -> tuple[int, bool]:
-    """The address of GOMP_parallel, and whether somebody had loaded it before."""
+def _openmp() -> tuple[int, int, bool]:
+    """The addresses of GOMP_parallel and omp_get_thread_num, and whether somebody had loaded them before."""
     if not sys.platform.startswith("linux"):
-        return 0, False
+        return 0, 0, False
     loaded = _is_loaded("libgomp")
     try:
         library = ctypes.CDLL("libgomp.so.1")
-        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0, loaded
+        found = (ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (library.GOMP_parallel, library.omp_get_thread_num))
+        return next(found), next(found), loaded
     except (OSError, AttributeError):
-        return 0, loaded
+        return 0, 0, loaded
 
 
 @cache
 def _safe() -> bool:
     """Whether OpenMP's threads can be alive: not if somebody may have started them before this process was forked."""
-    address, loaded_before = _openmp()
+    address, _, loaded_before = _openmp()
     return not (address and loaded_before and _is_fork())
 
 
