@@ -135,8 +135,9 @@ def _openmp() -> tuple[int, int, bool]:
     loaded = _is_loaded("libgomp")
     try:
         library = ctypes.CDLL("libgomp.so.1")
-        found = (ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (library.GOMP_parallel, library.omp_get_thread_num))
-        return next(found), next(found), loaded
+        functions = library.GOMP_parallel, library.omp_get_thread_num
+        parallel, number = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+        return parallel, number, loaded
     except (OSError, AttributeError):
         return 0, 0, loaded
 
