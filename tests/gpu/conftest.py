@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+# JAX would take three quarters of the device's memory for itself.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 # Importing a framework only to find no GPU would slow every other session down.
 HAS_DRIVER = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists()
 USABLE = HAS_DRIVER and os.environ.get("NUMBA_ENABLE_CUDASIM") != "1"

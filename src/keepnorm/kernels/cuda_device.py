@@ -8,6 +8,7 @@ there as here, so that the same code widens and narrows them.
 import ctypes
 import math
 import os
+import warnings
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -30,7 +31,9 @@ def _require(package: str) -> None:
 _restore_row_stack()
 _require("numba_cuda")
 
-from numba import cuda as cuda  # noqa: E402
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # numba-cuda 0.30 makes a timedelta that NumPy 2.5 frowns upon
+    from numba import cuda as cuda
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
