@@ -35,14 +35,15 @@ class Types(NamedTuple):
 
 
 class Body(NamedTuple):
-    """One value (`one`), neighbouring values (`whole`) and several vectors a step apart (`several`, `unroll` of them).
+    """What is done with one value (`one`) and with a vector: `fetch` loads it, `use` does the rest.
 
-    `join` prepares lane j once its parameters were read.
+    `unroll` vectors are fetched before the first is used, so that they are on their way together. A mask is read value by
+    value: there `fetch` and `use` are None. `join` prepares lane j once its parameters were read.
     """
 
     one: Any
-    whole: Any
-    several: Any
+    fetch: Any
+    use: Any
     unroll: int
     sums: int
     rows: str
@@ -97,87 +98,61 @@ def _term(kind, t):
 
 def _reduction(kind, t, term, both):
     wide, masked = t.wide, kind == "masked"
-    one_x, all_x = load(t.x, 1), load(t.x, wide)
+    one_x, one_mask = load(t.x, 1), load("bool", 1)
+    one_z = load(t.z, 1) if both else None
     if masked:
-        one_mask = load("bool", 1)
 
         def one(o, ix, iy, iz, im, j, g):
             if one_mask(o.mask, im):
                 term(one_x(o.x, ix), 0, j, g.c, g.r, g.acc)
                 g.acc[2 * wide + j] += 1.0
 
-        one = inlined(one)
-        return Body(one, None, None, 1, 3, "", _no_join)
-    if not both:
+        return Body(inlined(one), None, None, 1, 3, "", _no_join)
+    if both:
+
+        def one(o, ix, iy, iz, im, j, g):
+            term(one_x(o.x, ix), one_z(o.z, iz), j, g.c, g.r, g.acc)
+
+    else:
 
         def one(o, ix, iy, iz, im, j, g):
             term(one_x(o.x, ix), 0, j, g.c, g.r, g.acc)
 
-        def whole(o, ix, iy, iz, im, g):
-            values = all_x(o.x, ix)
+    if wide == 1:
+
+        def use(o, iy, values, dys, g):
+            term(values, dys, 0, g.c, g.r, g.acc)
+
+    elif both:
+
+        def use(o, iy, values, dys, g):
+            for j in range(wide):
+                term(values[j], dys[j], j, g.c, g.r, g.acc)
+
+    else:
+
+        def use(o, iy, values, dys, g):
             for j in range(wide):
                 term(values[j], 0, j, g.c, g.r, g.acc)
 
-        def several(o, ix, iy, iz, sx, sy, sz, g):
-            values0 = all_x(o.x, ix)
-            values1 = all_x(o.x, ix + sx)
-            values2 = all_x(o.x, ix + 2 * sx)
-            values3 = all_x(o.x, ix + 3 * sx)
-            for j in range(wide):
-                term(values0[j], 0, j, g.c, g.r, g.acc)
-            for j in range(wide):
-                term(values1[j], 0, j, g.c, g.r, g.acc)
-            for j in range(wide):
-                term(values2[j], 0, j, g.c, g.r, g.acc)
-            for j in range(wide):
-                term(values3[j], 0, j, g.c, g.r, g.acc)
+    return Body(inlined(one), _fetch(t, both), inlined(use), 2 if both else 4, 2, ROWS[kind], _no_join)
 
-        if wide == 1:
 
-            def several(o, ix, iy, iz, sx, sy, sz, g):
-                value0 = one_x(o.x, ix)
-                value1 = one_x(o.x, ix + sx)
-                value2 = one_x(o.x, ix + 2 * sx)
-                value3 = one_x(o.x, ix + 3 * sx)
-                term(value0, 0, 0, g.c, g.r, g.acc)
-                term(value1, 0, 0, g.c, g.r, g.acc)
-                term(value2, 0, 0, g.c, g.r, g.acc)
-                term(value3, 0, 0, g.c, g.r, g.acc)
+def _fetch(t, both):
+    """A loader of a vector of x, and of dy where it is needed."""
+    all_x = load(t.x, t.wide)
+    if both:
+        all_z = load(t.z, t.wide)
 
-        one = inlined(one)
-        return Body(one, inlined(whole) if wide > 1 else None, inlined(several), 4, 2, ROWS[kind], _no_join)
-    one_z, all_z = load(t.z, 1), load(t.z, wide)
+        def fetch(o, ix, iz):
+            return all_x(o.x, ix), all_z(o.z, iz)
 
-    def one(o, ix, iy, iz, im, j, g):
-        term(one_x(o.x, ix), one_z(o.z, iz), j, g.c, g.r, g.acc)
+    else:
 
-    def whole(o, ix, iy, iz, im, g):
-        values = all_x(o.x, ix)
-        dys = all_z(o.z, iz)
-        for j in range(wide):
-            term(values[j], dys[j], j, g.c, g.r, g.acc)
+        def fetch(o, ix, iz):
+            return all_x(o.x, ix), 0
 
-    def several(o, ix, iy, iz, sx, sy, sz, g):
-        values0 = all_x(o.x, ix)
-        dys0 = all_z(o.z, iz)
-        values1 = all_x(o.x, ix + sx)
-        dys1 = all_z(o.z, iz + sz)
-        for j in range(wide):
-            term(values0[j], dys0[j], j, g.c, g.r, g.acc)
-        for j in range(wide):
-            term(values1[j], dys1[j], j, g.c, g.r, g.acc)
-
-    if wide == 1:
-
-        def several(o, ix, iy, iz, sx, sy, sz, g):
-            value0 = one_x(o.x, ix)
-            dy0 = one_z(o.z, iz)
-            value1 = one_x(o.x, ix + sx)
-            dy1 = one_z(o.z, iz + sz)
-            term(value0, dy0, 0, g.c, g.r, g.acc)
-            term(value1, dy1, 0, g.c, g.r, g.acc)
-
-    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 2, ROWS[kind], _no_join)
+    return inlined(fetch)
 
 
 def _value(kind, t):
@@ -221,76 +196,45 @@ def _join(kind, wide):
 
 
 def _elementwise(kind, t, value):
-    wide, masked = t.wide, t.masked
-    one_x, all_x, one_y, all_y = load(t.x, 1), load(t.x, wide), store(t.y, 1), store(t.y, wide)
-    rows = ROWS[kind]
-    pack = inlined(_tuple_of(wide, value))
-    if kind == "forward":
-
-        def one(o, ix, iy, iz, im, j, g):
-            one_y(o.y, iy, value(one_x(o.x, ix), 0, 1.0, j, g.c, g.r))
-
-        def whole(o, ix, iy, iz, im, g):
-            all_y(o.y, iy, pack(all_x(o.x, ix), _NOTHING, g))
-
-        def several(o, ix, iy, iz, sx, sy, sz, g):
-            values0 = all_x(o.x, ix)
-            values1 = all_x(o.x, ix + sx)
-            values2 = all_x(o.x, ix + 2 * sx)
-            values3 = all_x(o.x, ix + 3 * sx)
-            all_y(o.y, iy, pack(values0, _NOTHING, g))
-            all_y(o.y, iy + sy, pack(values1, _NOTHING, g))
-            all_y(o.y, iy + 2 * sy, pack(values2, _NOTHING, g))
-            all_y(o.y, iy + 3 * sy, pack(values3, _NOTHING, g))
-
-        if wide == 1:
-
-            def several(o, ix, iy, iz, sx, sy, sz, g):
-                value0 = one_x(o.x, ix)
-                value1 = one_x(o.x, ix + sx)
-                value2 = one_x(o.x, ix + 2 * sx)
-                value3 = one_x(o.x, ix + 3 * sx)
-                one_y(o.y, iy, value(value0, 0, 1.0, 0, g.c, g.r))
-                one_y(o.y, iy + sy, value(value1, 0, 1.0, 0, g.c, g.r))
-                one_y(o.y, iy + 2 * sy, value(value2, 0, 1.0, 0, g.c, g.r))
-                one_y(o.y, iy + 3 * sy, value(value3, 0, 1.0, 0, g.c, g.r))
-
-        return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 4, 0, rows, _join(kind, wide))
-    one_z, all_z = load(t.z, 1), load(t.z, wide)
-    one_mask = load("bool", 1)
-    if masked:
+    wide, backward = t.wide, kind == "backward"
+    one_x, one_y, all_y = load(t.x, 1), store(t.y, 1), store(t.y, wide)
+    one_z, one_mask = load(t.z, 1) if backward else None, load("bool", 1)
+    rows, join = ROWS[kind], _join(kind, wide)
+    if t.masked:
 
         def one(o, ix, iy, iz, im, j, g):
             seen = 1.0 if one_mask(o.mask, im) else 0.0
             one_y(o.y, iy, value(one_x(o.x, ix), one_z(o.z, iz), seen, j, g.c, g.r))
 
-        return Body(inlined(one), None, None, 1, 0, rows, _join(kind, wide))
+        return Body(inlined(one), None, None, 1, 0, rows, join)
+    if backward:
 
-    def one(o, ix, iy, iz, im, j, g):
-        one_y(o.y, iy, value(one_x(o.x, ix), one_z(o.z, iz), 1.0, j, g.c, g.r))
+        def one(o, ix, iy, iz, im, j, g):
+            one_y(o.y, iy, value(one_x(o.x, ix), one_z(o.z, iz), 1.0, j, g.c, g.r))
 
-    def whole(o, ix, iy, iz, im, g):
-        all_y(o.y, iy, pack(all_x(o.x, ix), all_z(o.z, iz), g))
+    else:
 
-    def several(o, ix, iy, iz, sx, sy, sz, g):
-        values0 = all_x(o.x, ix)
-        dys0 = all_z(o.z, iz)
-        values1 = all_x(o.x, ix + sx)
-        dys1 = all_z(o.z, iz + sz)
-        all_y(o.y, iy, pack(values0, dys0, g))
-        all_y(o.y, iy + sy, pack(values1, dys1, g))
+        def one(o, ix, iy, iz, im, j, g):
+            one_y(o.y, iy, value(one_x(o.x, ix), 0, 1.0, j, g.c, g.r))
 
     if wide == 1:
 
-        def several(o, ix, iy, iz, sx, sy, sz, g):
-            value0 = one_x(o.x, ix)
-            dy0 = one_z(o.z, iz)
-            value1 = one_x(o.x, ix + sx)
-            dy1 = one_z(o.z, iz + sz)
-            one_y(o.y, iy, value(value0, dy0, 1.0, 0, g.c, g.r))
-            one_y(o.y, iy + sy, value(value1, dy1, 1.0, 0, g.c, g.r))
+        def use(o, iy, values, dys, g):
+            one_y(o.y, iy, value(values, dys, 1.0, 0, g.c, g.r))
 
-    return Body(inlined(one), inlined(whole) if wide > 1 else None, inlined(several), 2, 0, rows, _join(kind, wide))
+    else:
+        pack = inlined(_tuple_of(wide, value))
+        if backward:
+
+            def use(o, iy, values, dys, g):
+                all_y(o.y, iy, pack(values, dys, g))
+
+        else:
+
+            def use(o, iy, values, dys, g):
+                all_y(o.y, iy, pack(values, _NOTHING, g))
+
+    return Body(inlined(one), _fetch(t, backward), inlined(use), 2 if backward else 4, 0, rows, join)
 
 
 # Stands for the operand dy that a forward step does not have.

@@ -10,22 +10,31 @@ from keepnorm.kernels.cuda_device import (
     exchange,
     fence,
     inlined,
+    inverse_root,
     load,
     load_fresh,
+    long_quotient,
     present,
-    root,
+    quotient,
     store,
     sync,
     thread,
 )
 from keepnorm.kernels.cuda_layout import (
+    AFFINE,
+    BASE_MASK,
+    BASE_X,
+    BASE_Y,
+    BASE_Z,
     BLOCKS,
+    CELL,
     COLUMNS,
     COUNTERS,
     FOLD,
     INNER,
     INTEGERS,
     KEPT_AXES,
+    MASK,
     PIECES,
     POSITIONS,
     ROWS,
@@ -33,6 +42,9 @@ from keepnorm.kernels.cuda_layout import (
     SLOTS,
     TOGETHER,
     Shape,
+    X,
+    Y,
+    Z,
 )
 from keepnorm.kernels.cuda_numbers import OUTLIER, widen
 
@@ -105,8 +117,7 @@ class Task(NamedTuple):
     """What one thread has to do: which cells, which block of them, and its place among the threads that share it."""
 
     local: Any  # the group, counted from the first of this launch
-    cell: Any  # the position of the outer kept axes
-    place: Any  # where the state of the (first) cell lies
+    at: Any  # where the cells of one position of the outer kept axes lie, and the state of the first
     b: Any
     own: Any  # the index of the thread in its team, and how many these are
     team: Any
@@ -127,28 +138,59 @@ class Registers(NamedTuple):
     room: Any
 
 
+class Place(NamedTuple):
+    """Where a position lies in every operand, in the affine parameters and in the cells."""
+
+    x: Any
+    y: Any
+    z: Any
+    mask: Any
+    affine: Any
+    cell: Any
+
+
 @inlined
-def offset(plan, table, axes, position, column):
-    """The offset of one position of the axes of a table, the last axis counting fastest."""
-    total = np.int64(0)
+def remainder(a, b):
+    """What is left of a after `quotient`."""
+    return a - quotient(a, b) * b
+
+
+@inlined
+def step_to(plan, row, index, at):
+    """`at`, and `index` steps along the axis of one row of a table."""
+    return Place(
+        at.x + index * get(plan, row + X),
+        at.y + index * get(plan, row + Y),
+        at.z + index * get(plan, row + Z),
+        at.mask + index * get(plan, row + MASK),
+        at.affine + index * get(plan, row + AFFINE),
+        at.cell + index * get(plan, row + CELL),
+    )
+
+
+@inlined
+def place_of(plan, table, axes, position, at):
+    """`at`, and the offsets of one position of the axes of a table, the last axis counting fastest."""
     rest = position
     a = axes - 1
     while a > 0:
         row = table + a * COLUMNS
         size = get(plan, row + SIZE)
-        outer = rest // size
-        total += (rest - outer * size) * get(plan, row + column)
+        outer = long_quotient(rest, size)
+        at = step_to(plan, row, rest - outer * size, at)
         rest = outer
         a -= 1
     if axes > 0:
-        total += rest * get(plan, table + column)
-    return total
+        at = step_to(plan, table, rest, at)
+    return at
 
 
 @inlined
-def kept_table():
-    """Where the table of outer kept axes starts."""
-    return np.int64(INTEGERS)
+def cell_place(plan, cell):
+    """Where the first value of a position of the outer kept axes lies."""
+    zero = np.int64(0)
+    start = Place(get(plan, BASE_X), get(plan, BASE_Y), get(plan, BASE_Z), get(plan, BASE_MASK), zero, zero)
+    return place_of(plan, np.int64(INTEGERS), get(plan, KEPT_AXES), cell, start)
 
 
 @inlined
@@ -166,34 +208,37 @@ def block_bounds(plan, b):
         together = get(plan, TOGETHER)
         first = b * together
         return first, min(first + together, get(plan, POSITIONS)), np.int64(0), inner
-    position = b // pieces
+    position = quotient(b, pieces)
     step = get(plan, ROWS) * get(plan, FOLD)
     start = (b - position * pieces) * step
     return position, position + 1, start, min(start + step, inner)
 
 
 @cache
-def team_sum(shape: Shape):
-    """A sum over the threads of a team: by pairs inside a warp, then over the warps in order; every thread has the result."""
+def team_sum(shape: Shape, sums: int):
+    """Sums over the threads of a team: by pairs inside a warp, then over the warps in order; every thread has the results."""
     warp, warps = shape.warp, shape.threads // shape.warp
 
     @inlined
-    def add(value, team, room):
+    def add(total, team, room):
         mask = 1
         while mask < min(team, warp):
-            value += exchange(value, mask, room)
+            for s in range(sums):
+                total[s] += exchange(total[s], mask, room)
             mask *= 2
         if team > warp:
             t = thread()
             sync()
-            if t % warp == 0:
-                room[t // warp] = value
+            if t & (warp - 1) == 0:
+                for s in range(sums):
+                    room[s * warps + quotient(t, warp)] = total[s]
             sync()
-            value = 0.0
-            for w in range(warps):
-                value += room[w]
+            for s in range(sums):
+                value = 0.0
+                for w in range(warps):
+                    value += room[s * warps + w]
+                total[s] = value
             sync()
-        return value
 
     return add
 
@@ -220,7 +265,7 @@ def ascend(shape: Shape, sums: int):
                     put(part, ((base + index) * sums + s) * tile + t, total[s])
             fence()
             sync()
-            team = index // fan
+            team = quotient(index, fan)
             members = min(np.int64(fan), level - team * fan)
             if t == 0:
                 room[0] = 1.0 if np.int64(add_one(counters, gate + team)) == members - 1 else 0.0
@@ -231,8 +276,8 @@ def ascend(shape: Shape, sums: int):
                 if t == 0:
                     put_count(counters, gate + team, np.int32(0))
                 fence()
-                lines = max(np.int64(1), min(threads // cells, members))
-                line = t // cells
+                lines = max(np.int64(1), min(quotient(threads, cells), members))
+                line = quotient(t, cells)
                 k = t - line * cells
                 for s in range(sums):
                     value = 0.0
@@ -250,7 +295,7 @@ def ascend(shape: Shape, sums: int):
                         total[s] = value
                     sync()
                 base += level
-                level = (level + fan - 1) // fan
+                level = quotient(level + fan - 1, fan)
                 gate += level
                 index = team
         return done
@@ -283,9 +328,9 @@ def normalizer(n, shift, delta, m2, eps, mode):
     var = m2 / n if n > 0.0 else np.nan
     mean = shift + delta
     if mode & CENTER:
-        rstd = 1.0 / root(var + eps)
+        rstd = inverse_root(var + eps)
         return mean, rstd, ((shift - mean) + delta) * rstd
-    return 0.0, 1.0 / root(var + mean * mean + eps), 0.0
+    return 0.0, inverse_root(var + mean * mean + eps), 0.0
 
 
 @inlined

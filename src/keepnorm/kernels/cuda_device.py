@@ -6,7 +6,6 @@ there as here, so that the same code widens and narrows them.
 """
 
 import ctypes
-import math
 import os
 import warnings
 from functools import cache, lru_cache
@@ -158,7 +157,15 @@ if SIMULATED:
         """The bits of a float32."""
         return np.float32(value).view(np.uint32)
 
-    root = np.sqrt
+    def quotient(a, b):
+        """a // b of two numbers from 0 to 2**32."""
+        return a // b
+
+    long_quotient = quotient
+
+    def inverse_root(value):
+        """One over the square root of a float64."""
+        return 1.0 / np.sqrt(value)
 
     def present(pointer):
         """Whether an optional operand is there."""
@@ -334,10 +341,26 @@ else:
     bits_to_float = _cast(types.float32, types.uint32, lambda builder, bits: builder.bitcast(bits, ir.FloatType()))
     float_to_bits = _cast(types.uint32, types.float32, lambda builder, value: builder.bitcast(value, ir.IntType(32)))
 
+    def _divided(bits):
+        @intrinsic
+        def divide(typing, a, b):
+            def generate(context, builder, signature, arguments):
+                kind, whole = ir.IntType(bits), ir.IntType(64)
+                one, other = (n if bits == 64 else builder.trunc(n, kind) for n in arguments)
+                found = builder.udiv(one, other)
+                return found if bits == 64 else builder.zext(found, whole)
+
+            return types.int64(types.int64, types.int64), generate
+
+        return divide
+
+    # a // b of numbers that are not negative: below 2**32, a tenth of the instructions that Python's division of int64 takes.
+    quotient, long_quotient = _divided(32), _divided(64)
+
     @inlined
-    def root(value):
-        """The square root of a float64."""
-        return math.sqrt(value)
+    def inverse_root(value):
+        """One over the square root of a float64."""
+        return cuda.libdevice.rsqrt(value)
 
     @inlined
     def present(pointer):

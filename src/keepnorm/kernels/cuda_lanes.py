@@ -1,6 +1,7 @@
 """CUDA kernels for plans whose innermost axes are kept, or short: each thread reads the same few lanes of many rows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -10,37 +11,33 @@ from keepnorm.kernels.cuda_common import (
     PLAIN,
     SECOND,
     Operands,
+    Place,
     Registers,
     States,
     Task,
     ascend,
     block_bounds,
+    cell_place,
     get,
     is_outlier,
-    kept_table,
     moments_of,
     normalizer,
-    offset,
     one_weight,
     outer_table,
+    place_of,
     put,
     real,
+    remainder,
     row_of,
     shares_of,
     state_of,
     sums_of,
     write_state,
 )
-from keepnorm.kernels.cuda_device import block, cuda, fence, float64, inlined, load, sync, thread
+from keepnorm.kernels.cuda_device import block, cuda, fence, float64, inlined, load, quotient, sync, thread
 from keepnorm.kernels.cuda_layout import (
     ACROSS,
-    AFFINE,
-    BASE_MASK,
-    BASE_X,
-    BASE_Y,
-    BASE_Z,
     BLOCKS,
-    CELL,
     CHUNK,
     CHUNKS,
     FOLD,
@@ -50,20 +47,15 @@ from keepnorm.kernels.cuda_layout import (
     INNER_Y,
     INNER_Z,
     KEPT_AFFINE,
-    KEPT_AXES,
     LANE_KEPT,
     LANE_MASK,
     LANE_REDUCED,
     LANE_X,
     LANE_Y,
     LANE_Z,
-    MASK,
     OUTER_AXES,
     REDUCED_AFFINE,
     Shape,
-    X,
-    Y,
-    Z,
 )
 from keepnorm.kernels.cuda_numbers import anchor, settle
 
@@ -74,7 +66,7 @@ def _walk(kind: str, t: Types, shape: Shape):
     `k0` is the first cell of the chunk and `cells` how many it has; `task.own` is the thread.
     """
     does = body(kind, t)
-    one, whole, several, unroll = does.one, does.whole, does.several, does.unroll
+    one, fetch, use, unroll = does.one, does.fetch, does.use, does.unroll
     rows, wide, threads, join = does.rows, t.wide, shape.threads, does.join
     vectors = wide > 1
 
@@ -89,9 +81,9 @@ def _walk(kind: str, t: Types, shape: Shape):
                     read(o, a, j, r)
             else:
                 for j in range(wide):
-                    at = np.uint32(lane + j) % np.uint32(width)
-                    k = np.int64(at // np.uint32(short))
-                    read(o, a + k * by_cell + (np.int64(at) - k * short) * by_value, j, r)
+                    at = remainder(lane + j, width)
+                    k = quotient(at, short)
+                    read(o, a + k * by_cell + (at - k * short) * by_value, j, r)
             for j in range(wide):
                 join(c, r, j)
 
@@ -101,27 +93,22 @@ def _walk(kind: str, t: Types, shape: Shape):
         def set_lanes(plan, o, a, lane, width, c, r):
             pass
 
-    if several is None:
+    if fetch is None:
 
         @inlined
-        def stride(o, s, end, step, ix, iy, iz, sx, sy, sz, registers):
+        def stride(o, s, end, step, at, sx, sy, sz, registers):
             return s
 
     else:
-
-        @inlined
-        def stride(o, s, end, step, ix, iy, iz, sx, sy, sz, registers):
-            while s + (unroll - 1) * step < end:
-                several(o, ix + s * sx, iy + s * sy, iz + s * sz, step * sx, step * sy, step * sz, registers)
-                s += unroll * step
-            return s
+        stride = _stride(unroll, fetch, use)
 
     if vectors:
 
         @inlined
         def lanes_of(o, n, ix, iy, iz, im, dx, dy, dz, dm, registers):
             if n >= wide:
-                whole(o, ix, iy, iz, im, registers)
+                values, dys = fetch(o, ix, iz)
+                use(o, iy, values, dys, registers)
             else:
                 for j in range(wide):
                     if j < n:
@@ -136,53 +123,85 @@ def _walk(kind: str, t: Types, shape: Shape):
 
     @inlined
     def walk(plan, o, task, k0, cells, registers):
-        kept, kept_axes = kept_table(), get(plan, KEPT_AXES)
         outer, axes = outer_table(plan), get(plan, OUTER_AXES)
         sx, sy, sz, sm = get(plan, INNER_X), get(plan, INNER_Y), get(plan, INNER_Z), get(plan, INNER_MASK)
         dx, dy, dz, dm = get(plan, LANE_X), get(plan, LANE_Y), get(plan, LANE_Z), get(plan, LANE_MASK)
         sa = get(plan, INNER_AFFINE)
         fold, short = get(plan, FOLD), get(plan, LANE_REDUCED)
         across = get(plan, ACROSS)
-        down = threads // across
-        ty = task.own // across
+        down = quotient(threads, across)
+        ty = quotient(task.own, across)
         lane = (task.own - ty * across) * wide
         width = cells * short
         first = k0 * short + lane
-        start_x = get(plan, BASE_X) + offset(plan, kept, kept_axes, task.cell, X) + first * dx
-        start_y = get(plan, BASE_Y) + offset(plan, kept, kept_axes, task.cell, Y) + first * dy
-        start_z = get(plan, BASE_Z) + offset(plan, kept, kept_axes, task.cell, Z) + first * dz
-        start_m = get(plan, BASE_MASK) + offset(plan, kept, kept_axes, task.cell, MASK) + first * dm
-        start_a = offset(plan, kept, kept_axes, task.cell, AFFINE) + k0 * get(plan, KEPT_AFFINE)
-        rows_of_one = (task.i1 - task.i0 + fold - 1) // fold  # the last may be shorter
-        full = (task.i1 - task.i0) // fold if lane + wide <= fold * width else np.int64(0)
+        start = Place(
+            task.at.x + first * dx + task.i0 * sx,
+            task.at.y + first * dy + task.i0 * sy,
+            task.at.z + first * dz + task.i0 * sz,
+            task.at.mask + first * dm + task.i0 * sm,
+            task.at.affine + k0 * get(plan, KEPT_AFFINE) + task.i0 * sa,
+            task.at.cell,
+        )
+        rows_of_one = quotient(task.i1 - task.i0 + fold - 1, fold)  # the last may be shorter
+        full = quotient(task.i1 - task.i0, fold) if lane + wide <= fold * width else np.int64(0)
         # A thread takes every `down`-th row, counted through all positions.
-        p = task.p0 + ty // rows_of_one
-        s = ty - ty // rows_of_one * rows_of_one
+        ahead = quotient(ty, rows_of_one)
+        p = task.p0 + ahead
+        s = ty - ahead * rows_of_one
         if ty >= down or lane >= fold * width:
             p = task.p1
         last = np.int64(-1)
         while p < task.p1:
-            ix = start_x + offset(plan, outer, axes, p, X) + task.i0 * sx
-            iy = start_y + offset(plan, outer, axes, p, Y) + task.i0 * sy
-            iz = start_z + offset(plan, outer, axes, p, Z) + task.i0 * sz
-            im = start_m + offset(plan, outer, axes, p, MASK) + task.i0 * sm
-            a = start_a + offset(plan, outer, axes, p, AFFINE) + task.i0 * sa
+            at = place_of(plan, outer, axes, p, start)
             if sa == 0:
-                if a != last:
-                    set_lanes(plan, o, a, lane, width, registers.c, registers.r)
-                    last = a
-                s = stride(o, s, full, down, ix, iy, iz, fold * sx, fold * sy, fold * sz, registers)
+                if at.affine != last:
+                    set_lanes(plan, o, at.affine, lane, width, registers.c, registers.r)
+                    last = at.affine
+                s = stride(o, s, full, down, at, fold * sx, fold * sy, fold * sz, registers)
             while s < rows_of_one:
                 i = s * fold
                 if sa != 0:
-                    set_lanes(plan, o, a + i * sa, lane, width, registers.c, registers.r)
+                    set_lanes(plan, o, at.affine + i * sa, lane, width, registers.c, registers.r)
                 n = min(fold, task.i1 - task.i0 - i) * width - lane
-                lanes_of(o, n, ix + i * sx, iy + i * sy, iz + i * sz, im + i * sm, dx, dy, dz, dm, registers)
+                lanes_of(
+                    o, n, at.x + i * sx, at.y + i * sy, at.z + i * sz, at.mask + i * sm, dx, dy, dz, dm, registers
+                )  # fmt: skip
                 s += down
-            p += s // rows_of_one
-            s %= rows_of_one
+            ahead = quotient(s, rows_of_one)
+            p += ahead
+            s -= ahead * rows_of_one
 
     return walk
+
+
+def _stride(unroll: int, fetch: Any, use: Any):
+    """A loop over `unroll` rows a step apart at a time, as long as there are so many; gives the next row."""
+
+    @inlined
+    def two(o, s, end, step, at, sx, sy, sz, registers):
+        while s + step < end:
+            values0, dys0 = fetch(o, at.x + s * sx, at.z + s * sz)
+            values1, dys1 = fetch(o, at.x + (s + step) * sx, at.z + (s + step) * sz)
+            use(o, at.y + s * sy, values0, dys0, registers)
+            use(o, at.y + (s + step) * sy, values1, dys1, registers)
+            s += 2 * step
+        return s
+
+    @inlined
+    def four(o, s, end, step, at, sx, sy, sz, registers):
+        while s + 3 * step < end:
+            values0, dys0 = fetch(o, at.x + s * sx, at.z + s * sz)
+            values1, dys1 = fetch(o, at.x + (s + step) * sx, at.z + (s + step) * sz)
+            values2, dys2 = fetch(o, at.x + (s + 2 * step) * sx, at.z + (s + 2 * step) * sz)
+            values3, dys3 = fetch(o, at.x + (s + 3 * step) * sx, at.z + (s + 3 * step) * sz)
+            use(o, at.y + s * sy, values0, dys0, registers)
+            use(o, at.y + (s + step) * sy, values1, dys1, registers)
+            use(o, at.y + (s + 2 * step) * sy, values2, dys2, registers)
+            use(o, at.y + (s + 3 * step) * sy, values3, dys3, registers)
+            s += 4 * step
+        return s
+
+    return four if unroll == 4 else two
 
 
 def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., None]:
@@ -204,15 +223,12 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
     weight_of = one_weight(t.w)
 
     @inlined
-    def first_shift(plan, o, cell, k):
+    def first_shift(plan, o, at, k):
         """K of a cell: its first value, unless that is masked."""
-        kept, axes = kept_table(), get(plan, KEPT_AXES)
-        at = k * get(plan, LANE_REDUCED)
-        if counted:
-            seen = get(plan, BASE_MASK) + offset(plan, kept, axes, cell, MASK) + at * get(plan, LANE_MASK)
-            if not mask_of(o.mask, seen):
-                return 0.0
-        return anchor_of(first_of(o.x, get(plan, BASE_X) + offset(plan, kept, axes, cell, X) + at * get(plan, LANE_X)))
+        step = k * get(plan, LANE_REDUCED)
+        if counted and not mask_of(o.mask, at.mask + step * get(plan, LANE_MASK)):
+            return 0.0
+        return anchor_of(first_of(o.x, at.x + step * get(plan, LANE_X)))
 
     @inlined
     def spread_room(plan, own, cells, lines, registers):
@@ -221,10 +237,10 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         One thread works out what belongs to a cell, not every lane: a loop over lanes stays short enough to be unrolled.
         """
         across, width, short = get(plan, ACROSS), cells * get(plan, LANE_REDUCED), get(plan, LANE_REDUCED)
-        lane = (own - own // across * across) * wide
+        lane = remainder(own, across) * wide
         sync()
         for j in range(wide):
-            k = np.int64(np.uint32(lane + j) % np.uint32(width) // np.uint32(short))
+            k = quotient(remainder(lane + j, width), short)
             registers.c[j] = registers.room[k]
             if lines > 1:
                 registers.c[wide + j] = registers.room[threads + k]
@@ -235,10 +251,9 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         sync()
 
     @inlined
-    def own_weight(plan, o, cell, k, mode):
+    def own_weight(plan, o, at, k, mode):
         if mode & OWN_WEIGHT:
-            a = offset(plan, kept_table(), get(plan, KEPT_AXES), cell, AFFINE) + k * get(plan, KEPT_AFFINE)
-            return weight_of(o.weight, a)
+            return weight_of(o.weight, at.affine + k * get(plan, KEPT_AFFINE))
         return 1.0
 
     @inlined
@@ -246,11 +261,11 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         """Sum `s` of the lanes of all threads, for the cell of each thread t < cells."""
         acc, room = registers.acc, registers.room
         across, fold, short = get(plan, ACROSS), get(plan, FOLD), get(plan, LANE_REDUCED)
-        down = threads // across
+        down = quotient(threads, across)
         line = across * wide
         lanes = fold * cells * short
         sync()
-        if t // across < down:
+        if t < down * across:
             for j in range(wide):
                 room[t * wide + j] = acc[s * wide + j]
         sync()
@@ -311,16 +326,16 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         for _ in range(sweeps):
             stale = False
             if again and t < cells:
-                before, shift, d, m = state_of(states, n, task.place + t)
+                before, shift, d, m = state_of(states, n, task.at.cell + t)
                 stale = is_outlier(before, d, m)
             if again and not any_of(stale, cells, registers.room):
                 return
             shift = 0.0
             if t < cells:
                 if not again:
-                    shift = first_shift(plan, o, task.cell, k0 + t)
+                    shift = first_shift(plan, o, task.at, k0 + t)
                 elif stale:
-                    shift = settled(real(states.shift, task.place + t) + real(states.delta, task.place + t))
+                    shift = settled(real(states.shift, task.at.cell + t) + real(states.delta, task.at.cell + t))
                 registers.room[t] = shift
             spread_room(plan, t, cells, 1, registers)
             sweep(plan, o, task, k0, cells, registers)
@@ -329,7 +344,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
             if t < cells and (stale or not again):
                 seen = total[2] if counted else n
                 d, m = moments_of(seen, total[0], total[1])
-                write_state(states, task.place + t, seen, shift, d, m, counted)
+                write_state(states, task.at.cell + t, seen, shift, d, m, counted)
             fence()
             sync()
             if get(plan, BLOCKS) > 1:
@@ -343,14 +358,14 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         if t < cells:
             seen, shift, d, m = 1.0, 0.0, 0.0, 1.0
             if not mode & PLAIN:
-                seen, shift, d, m = state_of(states, n, task.place + t)
+                seen, shift, d, m = state_of(states, n, task.at.cell + t)
             mean, rstd, low = normalizer(seen, shift, d, m, eps, mode)
             room[t] = mean
             room[threads + t] = rstd
             room[2 * threads + t] = low
             if both:
-                weight = own_weight(plan, o, task.cell, k0 + t, mode)
-                sum1, sum2 = sums_of(states, task.place + t, mode)
+                weight = own_weight(plan, o, task.at, k0 + t, mode)
+                sum1, sum2 = sums_of(states, task.at.cell + t, mode)
                 first, second = shares_of(sum1, sum2, seen, weight, rstd, low, mode)
                 room[3 * threads + t] = first
                 room[4 * threads + t] = second
@@ -362,8 +377,8 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         sweep(plan, o, task, k0, cells, registers)
         if merged(plan, part, counters, task, cells, registers):
             if task.own < cells:
-                put(states.sum1, task.place + task.own, registers.total[0])
-                put(states.sum2, task.place + task.own, registers.total[1])
+                put(states.sum1, task.at.cell + task.own, registers.total[0])
+                put(states.sum2, task.at.cell + task.own, registers.total[1])
             fence()
             sync()
 
@@ -411,15 +426,16 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         i = block()
         if backwards:
             i = groups * blocks - 1 - i
-        local = i // blocks
+        local = quotient(i, blocks)
         b = i - local * blocks
         group = first + local
-        cell = group // chunks
+        cell = quotient(group, chunks)
         k0 = (group - cell * chunks) * chunk
         cells = min(chunk, get(plan, LANE_KEPT) - k0)
-        place = offset(plan, kept_table(), get(plan, KEPT_AXES), cell, CELL) + k0
+        at = cell_place(plan, cell)
+        at = Place(at.x, at.y, at.z, at.mask, at.affine, at.cell + k0)
         p0, p1, i0, i1 = block_bounds(plan, b)
-        task = Task(local, cell, place, b, thread(), np.int64(threads), True, p0, p1, i0, i1)
+        task = Task(local, at, b, thread(), np.int64(threads), True, p0, p1, i0, i1)
         work(plan, operands, states, part, counters, n, eps, mode, task, k0, cells, registers)
 
     return lanes

@@ -45,12 +45,13 @@ COLUMNS = 7
     LANE_MASK,
     CHUNK,
     CHUNKS,
-    TEAM,
+    TEAM_BITS,
     ACROSS,
+    ACROSS_BITS,
     SLOTS,
     COUNTERS,
-) = range(32)
-INTEGERS = 32
+) = range(33)
+INTEGERS = 33
 
 
 class Shape(NamedTuple):
@@ -73,7 +74,7 @@ class Shape(NamedTuple):
     threads: int = 256
     warp: int = 32
     block: int = 16384
-    most: int = 1024
+    most: int = 256
     fan: int = 32
 
 
@@ -137,9 +138,22 @@ def _as_runs(plan: Plan) -> Plan:
 
 def _cut_runs(plan: Plan, wide: int, shape: Shape) -> Cut:
     positions, inner = plan.positions, plan.inner.size
+    wide = wide if wide > 1 and plan.inner.x == 1 and inner >= 2 * wide and _congruent(plan, wide) else 1
     size = max(shape.block, _up(positions * inner, shape.most))
     pieces = _up(inner, size)
-    together = max(1, size // inner) if pieces == 1 else 1
+    together = min(positions, max(1, size // inner)) if pieces == 1 else 1
+    # Four vectors for each thread of a small cell: several cells then share a block, without a barrier.
+    team = min(shape.warp, _power(_up(positions * inner, 4 * wide)))
+    if together < positions or pieces > 1 or positions * inner > 32 * wide * shape.warp:
+        team = shape.threads
+    across = team
+    if pieces == 1 and positions > 1:
+        # Eight vectors of a run for each thread, so that several are on their way at once; but whole lines of the cache.
+        vectors = _up(inner, wide)
+        across = min(team, _power(vectors), max(shape.warp // 4, _power(vectors // 8 + 1) // 2))
+        down = team // across
+        if down < together < positions:
+            together -= together % down  # as many runs for each row of threads
     plan = replace(
         plan,
         rows=_up(inner, pieces),
@@ -149,12 +163,6 @@ def _cut_runs(plan: Plan, wide: int, shape: Shape) -> Cut:
         chunk=1,
         fused=False,
     )
-    wide = wide if wide > 1 and plan.inner.x == 1 and inner >= 2 * wide and _congruent(plan, wide) else 1
-    # Four vectors for each thread of a small cell: several cells then share a block, without a barrier.
-    team = min(shape.warp, _power(_up(positions * inner, 4 * wide)))
-    if plan.blocks > 1 or positions * inner > 32 * wide * shape.warp:
-        team = shape.threads
-    across = min(team, _power(_up(min(inner, plan.rows), wide)))
     return _cut(plan, wide, team, across, shape)
 
 
@@ -278,8 +286,9 @@ def pack(cut: Cut) -> list[int]:
         lane.mask,
         plan.chunk,
         plan.chunks,
-        cut.team,
+        cut.team.bit_length() - 1,
         cut.across,
+        cut.across.bit_length() - 1,
         cut.slots,
         cut.counters,
     ]

@@ -1,6 +1,7 @@
 """CUDA kernels for plans whose innermost axis is reduced: a team of threads reads the runs of one cell."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -10,19 +11,20 @@ from keepnorm.kernels.cuda_common import (
     PLAIN,
     SECOND,
     Operands,
+    Place,
     Registers,
     States,
     Task,
     ascend,
     block_bounds,
+    cell_place,
     get,
     is_outlier,
-    kept_table,
     moments_of,
     normalizer,
-    offset,
     one_weight,
     outer_table,
+    place_of,
     put,
     row_of,
     rows_of,
@@ -32,29 +34,19 @@ from keepnorm.kernels.cuda_common import (
     team_sum,
     write_state,
 )
-from keepnorm.kernels.cuda_device import block, cuda, float64, inlined, load, thread
+from keepnorm.kernels.cuda_device import block, cuda, float64, inlined, load, quotient, thread
 from keepnorm.kernels.cuda_layout import (
     ACROSS,
-    AFFINE,
-    BASE_MASK,
-    BASE_X,
-    BASE_Y,
-    BASE_Z,
+    ACROSS_BITS,
     BLOCKS,
-    CELL,
     INNER_AFFINE,
     INNER_MASK,
     INNER_X,
     INNER_Y,
     INNER_Z,
-    KEPT_AXES,
-    MASK,
     OUTER_AXES,
-    TEAM,
+    TEAM_BITS,
     Shape,
-    X,
-    Y,
-    Z,
 )
 from keepnorm.kernels.cuda_numbers import anchor, settle
 
@@ -62,7 +54,7 @@ from keepnorm.kernels.cuda_numbers import anchor, settle
 def _walk(kind: str, t: Types):
     """A walk of one thread over its part of a block of a cell, with the body of `kind`."""
     does = body(kind, t)
-    one, whole, several, unroll = does.one, does.whole, does.several, does.unroll
+    one, fetch, use, unroll = does.one, does.fetch, does.use, does.unroll
     rows, wide, join = does.rows, t.wide, does.join
     vectors = wide > 1
     read = row_of(rows, t.w, wide) if rows else None
@@ -114,81 +106,120 @@ def _walk(kind: str, t: Types):
         def set_rows(o, a, da, c, r):
             pass
 
-    if vectors:
-        step_body = whole
-    else:
+    if fetch is None:
 
         @inlined
         def step_body(o, ix, iy, iz, im, registers):
             one(o, ix, iy, iz, im, 0, registers)
 
-    if several is None:
-
         @inlined
-        def stride(o, i, end, step, ix, iy, iz, dx, dy, dz, registers):
+        def stride(o, i, end, step, at, da, dx, dy, dz, registers):
             return i
+
+        stride_of_rows = stride
 
     else:
 
         @inlined
-        def stride(o, i, end, step, ix, iy, iz, dx, dy, dz, registers):
-            while i + (unroll - 1) * step < end:
-                several(o, ix + i * dx, iy + i * dy, iz + i * dz, step * dx, step * dy, step * dz, registers)
-                i += unroll * step
-            return i
+        def step_body(o, ix, iy, iz, im, registers):
+            values, dys = fetch(o, ix, iz)
+            use(o, iy, values, dys, registers)
+
+        @inlined
+        def same(o, i, at, da, dy, values, dys, registers):
+            use(o, at.y + i * dy, values, dys, registers)
+
+        @inlined
+        def each(o, i, at, da, dy, values, dys, registers):
+            set_rows(o, at.affine + i * da, da, registers.c, registers.r)
+            use(o, at.y + i * dy, values, dys, registers)
+
+        # Where a run has one weight, it stays in a register of its own for all lanes.
+        stride, stride_of_rows = _stride(unroll, fetch, same), _stride(unroll, fetch, each)
 
     @inlined
     def walk(plan, o, task, registers):
-        kept, kept_axes = kept_table(), get(plan, KEPT_AXES)
         outer, axes = outer_table(plan), get(plan, OUTER_AXES)
         dx, dy, dz, dm = get(plan, INNER_X), get(plan, INNER_Y), get(plan, INNER_Z), get(plan, INNER_MASK)
         da = get(plan, INNER_AFFINE)
-        across = get(plan, ACROSS)
-        down = task.team // across
-        ty = task.own // across
-        tx = task.own - ty * across
-        start_x = get(plan, BASE_X) + offset(plan, kept, kept_axes, task.cell, X) + task.i0 * dx
-        start_y = get(plan, BASE_Y) + offset(plan, kept, kept_axes, task.cell, Y) + task.i0 * dy
-        start_z = get(plan, BASE_Z) + offset(plan, kept, kept_axes, task.cell, Z) + task.i0 * dz
-        start_m = get(plan, BASE_MASK) + offset(plan, kept, kept_axes, task.cell, MASK) + task.i0 * dm
-        start_a = offset(plan, kept, kept_axes, task.cell, AFFINE) + task.i0 * da
+        across, bits = get(plan, ACROSS), get(plan, ACROSS_BITS)
+        down = task.team >> bits
+        ty = task.own >> bits
+        tx = task.own & (across - 1)
+        start = Place(
+            task.at.x + task.i0 * dx,
+            task.at.y + task.i0 * dy,
+            task.at.z + task.i0 * dz,
+            task.at.mask + task.i0 * dm,
+            task.at.affine + task.i0 * da,
+            task.at.cell,
+        )
         n = task.i1 - task.i0
         p = task.p0 + ty
         while p < task.p1:
-            ix = start_x + offset(plan, outer, axes, p, X)
-            iy = start_y + offset(plan, outer, axes, p, Y)
-            iz = start_z + offset(plan, outer, axes, p, Z)
-            im = start_m + offset(plan, outer, axes, p, MASK)
-            a = start_a + offset(plan, outer, axes, p, AFFINE)
+            at = place_of(plan, outer, axes, p, start)
+            a = at.affine
             set_run(o, a, registers.c, registers.r)
             head = np.int64(0)
             end = n
             if vectors:
                 # Whole vectors lie between the first and the last index that the width divides.
-                head = min((-ix) & (wide - 1), n)
-                end = head + (n - head) // wide * wide
+                head = min((-at.x) & (wide - 1), n)
+                end = head + ((n - head) & -wide)
                 edges = n - (end - head)
                 e = tx
                 while e < edges:
                     i = e if e < head else end + (e - head)
                     if da != 0:
                         set_one(o, a + i * da, registers.c, registers.r)
-                    one(o, ix + i, iy + i, iz + i, im + i * dm, 0, registers)
+                    one(o, at.x + i, at.y + i, at.z + i, at.mask + i * dm, 0, registers)
                     e += across
                 if da == 0:
                     set_one(o, a, registers.c, registers.r)
             step = across * wide
             i = head + tx * wide
             if da == 0:
-                i = stride(o, i, end, step, ix, iy, iz, dx, dy, dz, registers)
+                i = stride(o, i, end, step, at, da, dx, dy, dz, registers)
+            else:
+                i = stride_of_rows(o, i, end, step, at, da, dx, dy, dz, registers)
             while i < end:
                 if da != 0:
                     set_rows(o, a + i * da, da, registers.c, registers.r)
-                step_body(o, ix + i * dx, iy + i * dy, iz + i * dz, im + i * dm, registers)
+                step_body(o, at.x + i * dx, at.y + i * dy, at.z + i * dz, at.mask + i * dm, registers)
                 i += step
             p += down
 
     return walk
+
+
+def _stride(unroll: int, fetch: Any, use: Any):
+    """A loop over `unroll` vectors a step apart at a time, as long as there are so many; gives the index of the next."""
+
+    @inlined
+    def two(o, i, end, step, at, da, dx, dy, dz, registers):
+        while i + step < end:
+            values0, dys0 = fetch(o, at.x + i * dx, at.z + i * dz)
+            values1, dys1 = fetch(o, at.x + (i + step) * dx, at.z + (i + step) * dz)
+            use(o, i, at, da, dy, values0, dys0, registers)
+            use(o, i + step, at, da, dy, values1, dys1, registers)
+            i += 2 * step
+        return i
+
+    @inlined
+    def four(o, i, end, step, at, da, dx, dy, dz, registers):
+        while i + 3 * step < end:
+            values0, dys0 = fetch(o, at.x + i * dx, at.z + i * dz)
+            values1, dys1 = fetch(o, at.x + (i + step) * dx, at.z + (i + step) * dz)
+            values2, dys2 = fetch(o, at.x + (i + 2 * step) * dx, at.z + (i + 2 * step) * dz)
+            values3, dys3 = fetch(o, at.x + (i + 3 * step) * dx, at.z + (i + 3 * step) * dz)
+            use(o, i, at, da, dy, values0, dys0, registers)
+            use(o, i + step, at, da, dy, values1, dys1, registers)
+            use(o, i + 2 * step, at, da, dy, values2, dys2, registers)
+            use(o, i + 3 * step, at, da, dy, values3, dys3, registers)
+            i += 4 * step
+        return i
+
+    return four if unroll == 4 else two
 
 
 def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., None]:
@@ -205,18 +236,17 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
     # What the moments read last is still in the L2 cache: an elementwise step alone starts there.
     backwards = not reduction
     sweeps = 2 if measures and (t.x == "float64" or counted) else 1
-    climb, total_of = ascend(shape, sums), team_sum(shape)
+    climb, add_team = ascend(shape, sums), team_sum(shape, sums)
     size_c, size_3, size_room = 5 * wide, 3 * wide, threads * wide
     first_of, anchor_of, settled, mask_of = load(t.x, 1), anchor(t.x), settle(t.x), load("bool", 1)
     weight_of = one_weight(t.w)
 
     @inlined
-    def first_shift(plan, o, cell):
+    def first_shift(o, at):
         """K of a cell: its first value, unless that is masked."""
-        kept, axes = kept_table(), get(plan, KEPT_AXES)
-        if counted and not mask_of(o.mask, get(plan, BASE_MASK) + offset(plan, kept, axes, cell, MASK)):
+        if counted and not mask_of(o.mask, at.mask):
             return 0.0
-        return anchor_of(first_of(o.x, get(plan, BASE_X) + offset(plan, kept, axes, cell, X)))
+        return anchor_of(first_of(o.x, at.x))
 
     @inlined
     def normalize_lanes(n, k, d, m, eps, mode, c):
@@ -234,9 +264,9 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
             c[4 * wide + j] = second
 
     @inlined
-    def own_weight(plan, o, cell, mode):
+    def own_weight(o, at, mode):
         if mode & OWN_WEIGHT:
-            return weight_of(o.weight, offset(plan, kept_table(), get(plan, KEPT_AXES), cell, AFFINE))
+            return weight_of(o.weight, at.affine)
         return 1.0
 
     @inlined
@@ -250,7 +280,8 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
             value = 0.0
             for j in range(wide):
                 value += registers.acc[s * wide + j]
-            registers.total[s] = total_of(value, task.team, registers.room)
+            registers.total[s] = value
+        add_team(registers.total, task.team, registers.room)
 
     @inlined
     def merged(plan, part, counters, task, registers):
@@ -265,13 +296,13 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         total = registers.total
         k, active = 0.0, task.inside
         if mode & SECOND:
-            before, shift, d, m = state_of(states, n, task.place)
+            before, shift, d, m = state_of(states, n, task.at.cell)
             active = is_outlier(before, d, m)
             if not active:
                 return n, 0.0, 0.0, 0.0  # one cell for the whole block: all its threads leave
             k = settled(shift + d)
         elif active:
-            k = first_shift(plan, o, task.cell)
+            k = first_shift(o, task.at)
         seen, k_seen, d_seen, m_seen = n, 0.0, 0.0, 0.0
         final = True
         for _ in range(sweeps):
@@ -286,7 +317,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
                 if active:
                     k = settled(k_seen + d_seen)
         if final and task.inside and task.own == 0:
-            write_state(states, task.place, seen, k_seen, d_seen, m_seen, counted)
+            write_state(states, task.at.cell, seen, k_seen, d_seen, m_seen, counted)
         return seen, k_seen, d_seen, m_seen
 
     @inlined
@@ -295,8 +326,8 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         total = registers.total
         sweep(plan, o, task, registers, task.inside)
         if merged(plan, part, counters, task, registers) and task.inside and task.own == 0:
-            put(states.sum1, task.place, total[0])
-            put(states.sum2, task.place, total[1])
+            put(states.sum1, task.at.cell, total[0])
+            put(states.sum2, task.at.cell, total[1])
         return total[0], total[1]
 
     if measures:
@@ -314,11 +345,11 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         def work(plan, o, states, part, counters, n, eps, mode, task, registers):
             seen = n
             if from_state and task.inside:
-                seen, k, d, m = state_of(states, n, task.place)
+                seen, k, d, m = state_of(states, n, task.at.cell)
                 normalize_lanes(seen, k, d, m, eps, mode, registers.c)
             sum1, sum2 = add_up(plan, o, states, part, counters, task, registers)
             if step and task.inside:
-                share_lanes(sum1, sum2, seen, own_weight(plan, o, task.cell, mode), mode, registers.c)
+                share_lanes(sum1, sum2, seen, own_weight(o, task.at, mode), mode, registers.c)
                 apply(plan, o, task, registers)
 
     else:
@@ -329,11 +360,11 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
                 return
             seen, k, d, m = 1.0, 0.0, 0.0, 1.0
             if not mode & PLAIN:
-                seen, k, d, m = state_of(states, n, task.place)
+                seen, k, d, m = state_of(states, n, task.at.cell)
             normalize_lanes(seen, k, d, m, eps, mode, registers.c)
             if backward:
-                sum1, sum2 = sums_of(states, task.place, mode)
-                share_lanes(sum1, sum2, seen, own_weight(plan, o, task.cell, mode), mode, registers.c)
+                sum1, sum2 = sums_of(states, task.at.cell, mode)
+                share_lanes(sum1, sum2, seen, own_weight(o, task.at, mode), mode, registers.c)
             apply(plan, o, task, registers)
 
     def runs(
@@ -349,19 +380,20 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
             cuda.local.array(3, float64),
             cuda.shared.array(size_room, float64),
         )
-        team, blocks = get(plan, TEAM), get(plan, BLOCKS)
+        bits, blocks = get(plan, TEAM_BITS), get(plan, BLOCKS)
+        team = np.int64(1) << bits
         t = thread()
-        which = t // team
-        i = block() * (threads // team) + which
+        i = block() * (threads >> bits) + (t >> bits)
         if backwards:
             i = groups * blocks - 1 - i
         inside = 0 <= i < groups * blocks
-        local = i // blocks
+        local = i
+        if blocks > 1:
+            local = quotient(i, blocks)
         b = i - local * blocks
-        cell = first + local
-        place = offset(plan, kept_table(), get(plan, KEPT_AXES), cell, CELL) if inside else np.int64(0)
+        at = cell_place(plan, first + local if inside else np.int64(0))
         p0, p1, i0, i1 = block_bounds(plan, b)
-        task = Task(local, cell, place, b, t - which * team, team, inside, p0, p1, i0, i1)
+        task = Task(local, at, b, t & (team - 1), team, inside, p0, p1, i0, i1)
         work(plan, operands, states, part, counters, n, eps, mode, task, registers)
 
     return runs
