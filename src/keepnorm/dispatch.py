@@ -87,13 +87,19 @@ def dtype_name(dtype: Any) -> str:
     if isinstance(dtype, np.dtype):
         return _numpy_name(dtype)
     name: str | None = getattr(dtype, "name", None)
-    return name if name is not None else str(dtype).rpartition(".")[2]
+    return name if name is not None else _last_word(dtype)
 
 
 @cache
 def _numpy_name(dtype: np.dtype[Any]) -> str:
     """NumPy puts the name together at every question."""
     return dtype.name
+
+
+@cache
+def _last_word(dtype: Any) -> str:
+    """``float32`` of ``torch.float32``."""
+    return str(dtype).rpartition(".")[2]
 
 
 def _find(x: Any) -> str:

@@ -73,7 +73,6 @@ def main(capability):
 
     from keepnorm.kernels import cuda as kernels
     from keepnorm.kernels import cuda_device as device
-    from keepnorm.kernels.cuda_common import POINTERS
 
     target = tuple(int(part) for part in capability.split("."))
     # Device functions are compiled for the current device; there is none here.
@@ -83,7 +82,7 @@ def main(capability):
         for name, (reduction, step, types, wide) in KERNELS.items():
             function = kernels.function(family == "lanes", reduction, step, kernels.Types(**types, wide=wide))
             ptx, _ = cuda.compile(
-                function, device.signature(POINTERS), device=False, cc=target, abi="numba", launch_bounds=device.LAUNCH_BOUNDS
+                function, device.signature(), device=False, cc=target, abi="numba", launch_bounds=device.LAUNCH_BOUNDS
             )
             answer[f"{family}: {name}"] = describe(ptx)
     json.dump(answer, sys.stdout)

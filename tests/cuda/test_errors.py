@@ -46,7 +46,7 @@ def test_lack_of_device_memory_is_a_memory_error(monkeypatch, name, rng):
 
     library = cuda_memory.library_of(np.zeros(1))
     monkeypatch.setattr(cuda_session, "library_of", lambda _: library._replace(empty=full, empty_like=full))
-    with pytest.raises(MemoryError, match=r"no memory for a result of shape \(3, 4\)"):
+    with pytest.raises(MemoryError, match=r"no memory for an array of shape \(3, 4\)"):
         normalize(data(rng, (3, 4)), 0)
     with pytest.raises(MemoryError, match="no memory for"):
         measure(data(rng, (3, 4)), 0)

@@ -104,7 +104,7 @@ def test_weights_that_are_not_contiguous_or_not_aligned(rng):
 
 
 @pytest.mark.parametrize(("shape", "keep"), [((2, 700), (0,)), ((300, 3), (1,)), ((4, 3, 90), (1,))], ids=str)
-def test_cells_of_many_blocks_go_slab_by_slab(shape, keep, rng):
+def test_cells_of_many_blocks(shape, keep, rng):
     check(data(rng, shape, offset=1000), keep, rng=rng)
     check(data(rng, shape, "float64", offset=1000), keep, rng=rng)
 

@@ -15,7 +15,7 @@ from keepnorm.axes import Axes
 from keepnorm.dispatch import dtype_name
 from keepnorm.engines.cuda_memory import Operand, operand
 from keepnorm.engines.cuda_session import (
-    Session,
+    State,
     finish,
     opened,
     outputs,
@@ -24,10 +24,11 @@ from keepnorm.engines.cuda_session import (
     state_from,
     to_cells,
 )
-from keepnorm.engines.cuda_walk import Walk, common_width, launch, slab, spread, walk
+from keepnorm.engines.cuda_walk import Device, Walk, launch, spread, walk
 from keepnorm.gradients import Gradients
 from keepnorm.kernels import cuda
 from keepnorm.kernels.cuda_common import CENTER, GIVEN, OWN_WEIGHT, PLAIN, SECOND
+from keepnorm.kernels.cuda_device import vector
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
 
@@ -36,23 +37,23 @@ Array = Any
 
 def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     """Count, mean and variance of each kept cell."""
-    with opened(x, where) as session:
-        x = readable(session, x)
+    with opened(x, where) as device:
+        x = readable(device, x)
         if 0 in x.shape:
-            return _no_data(session, x, axes)
-        state, steps = _measure(session, x, axes, where)
+            return _no_data(device, x, axes)
+        state, steps = _measure(device, x, axes, where)
         return _to_moments(state, steps, axes, dtype_name(x.dtype), where is not None)
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:
     """``x * scale + shift``: the affine step of cells with mean 0 and deviation 1."""
-    with opened(x, scale, shift, out) as session:
-        result, target = outputs(session, x, out)
-        x = readable(session, x)
+    with opened(x, scale, shift, out) as device:
+        result, target = outputs(device, x, out)
+        x = readable(device, x)
         if 0 not in x.shape:
-            steps, given, types = _forward_walk(session, x, target, axes, scale, shift)
-            launch(session.device, steps, "", "forward", types, mode=PLAIN, **given)
-        return finish(session, result, target)
+            steps, given, types = _forward_walk(device, x, target, axes, scale, shift)
+            launch(device, steps, "", "forward", types, mode=PLAIN, **given)
+        return finish(device, result, target)
 
 
 def normalize(
@@ -67,24 +68,24 @@ def normalize(
     out: Array | None,
 ) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
-    with opened(x, weight, bias, where, out) as session:
-        result, target = outputs(session, x, out)
-        x = readable(session, x)
+    with opened(x, weight, bias, where, out) as device:
+        result, target = outputs(device, x, out)
+        x = readable(device, x)
         if 0 not in x.shape:
-            _forward(session, x, target, axes, weight, bias, eps, center, moments, where)
-        return finish(session, result, target)
+            _forward(device, x, target, axes, weight, bias, eps, center, moments, where)
+        return finish(device, result, target)
 
 
 def normalize_with_moments(
     x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None = None
 ) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalised it."""
-    with opened(x, weight, bias, where) as session:
-        result, target = outputs(session, x, None)
-        x = readable(session, x)
+    with opened(x, weight, bias, where) as device:
+        result, target = outputs(device, x, None)
+        x = readable(device, x)
         if 0 in x.shape:
-            return result, _no_data(session, x, axes)
-        state, steps = _forward(session, x, target, axes, weight, bias, eps, True, None, where)
+            return result, _no_data(device, x, axes)
+        state, steps = _forward(device, x, target, axes, weight, bias, eps, True, None, where)
         return result, _to_moments(state, steps, axes, dtype_name(x.dtype), where is not None)
 
 
@@ -99,49 +100,42 @@ def normalize_vjp(
     where: Array | None,
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the function from its gradient to those of x, weight and bias."""
-    with opened(x, weight, bias, where) as session:
-        y, target = outputs(session, x, None)
-        source = readable(session, x)
-        state: _State = {}
+    with opened(x, weight, bias, where) as device:
+        y, target = outputs(device, x, None)
+        source = readable(device, x)
+        state = State({}, None)
         if 0 not in x.shape:
-            state, _ = _forward(session, source, target, axes, weight, bias, eps, center, moments, where)
+            state, _ = _forward(device, source, target, axes, weight, bias, eps, center, moments, where)
 
     def vjp(dy: Array) -> Gradients:
-        with opened(source, dy, weight, bias, where) as session:
+        with opened(source, dy, weight, bias, where) as device:
             seen = None if moments is not None else where
-            return _backward(session, source, readable(session, dy), axes, weight, bias, eps, center, state, moments, seen)
+            return _backward(device, source, readable(device, dy), axes, weight, bias, eps, center, state, moments, seen)
 
     return y, vjp
 
 
-# What a kernel reads of the cells: shift, delta and m2 with the count of each (an array), or n for all.
-_State = dict[str, Any]
-
-
-def _measure(session: Session, x: Array, axes: Axes, where: Array | None) -> tuple[_State, Walk]:
+def _measure(device: Device, x: Array, axes: Axes, where: Array | None) -> tuple[State, Walk]:
     """The state of every cell."""
     name = dtype_name(x.dtype)
-    source, mask = operand(session.library, x), _mask(session, x, where)
-    steps = walk(_plain(axes), (source, None, None, mask), 1 if mask else common_width(name))
-    state = _empty_state(session, steps, axes, mask is not None)
-    _reduce(session, steps, cuda.Types(name), state, source, mask)
+    source, mask = operand(device.library, x), _mask(device, x, where)
+    steps = walk(_plain(axes), (source, None, None, mask), 1 if mask else vector(name))
+    state = _empty_state(device, steps, axes, mask is not None)
+    _reduce(device, steps, cuda.Types(name), state, source, mask)
     return state, steps
 
 
-def _reduce(
-    session: Session, steps: Walk, types: cuda.Types, state: _State, x: Operand, mask: Operand | None, **part: int
-) -> None:
+def _reduce(device: Device, steps: Walk, types: cuda.Types, state: State, x: Operand, mask: Operand | None) -> None:
     """Fill the state; cells whose shift was an outlier are swept again, where that costs digits of the answer."""
     kind = "moments" if mask is None else "masked"
-    arguments = {"x": x, "mask": mask, **state} if mask is not None else {"x": x, **state}
     types = cuda.Types(types.x)
-    launch(session.device, steps, kind, "", types, **part, **arguments)
+    launch(device, steps, kind, "", types, x=x, mask=mask, **state.given)
     if steps.cut.plan.blocks > 1 and (mask is not None or types.x == "float64"):
-        launch(session.device, steps, kind, "", types, **part, **arguments, mode=SECOND)
+        launch(device, steps, kind, "", types, mode=SECOND, x=x, mask=mask, **state.given)
 
 
 def _forward(
-    session: Session,
+    device: Device,
     x: Array,
     y: Array,
     axes: Axes,
@@ -151,47 +145,39 @@ def _forward(
     center: bool,
     given: Moments | None,
     where: Array | None,
-) -> tuple[_State, Walk]:
-    """Moments, unless given, and affine step: in one launch where a cell has one block, else slab by slab."""
+) -> tuple[State, Walk]:
+    """Moments, unless given, and affine step: in one launch where a cell has one block, else in two."""
     axes = _plain(axes) if weight is None and bias is None else axes
-    steps, arguments, types = _forward_walk(session, x, y, axes, weight, bias)
-    mode = CENTER if center else 0
+    steps, arguments, types = _forward_walk(device, x, y, axes, weight, bias)
+    reduction = ""
     if given is not None:
-        state = state_from(session, given, steps.cut.plan.cell_order, steps.cells_in_order)
-        launch(session.device, steps, "", "forward", types, mode=mode, eps=eps, **arguments, **state)
-        return state, steps
-    if where is not None:
-        state, _ = _measure(session, x, axes, where)
-        launch(session.device, steps, "", "forward", types, mode=mode, eps=eps, **arguments, **state)
-        return state, steps
-    state = _empty_state(session, steps, axes, False)
-    if steps.cut.resident:
-        launch(session.device, steps, "moments", "forward", types, mode=mode, eps=eps, **arguments, **state)
-        return state, steps
-    groups = steps.cut.groups
-    size = arguments["x"].itemsize * axes.count * steps.cut.tile
-    some = slab(groups, size, session.cache // 4)
-    for first in range(0, groups, some):
-        part = {"first": first, "groups": min(some, groups - first)}
-        _reduce(session, steps, types, state, arguments["x"], None, **part)
-        launch(session.device, steps, "", "forward", types, mode=mode, eps=eps, **part, **arguments, **state)
+        state = state_from(device, given, steps)
+    elif where is not None:
+        state, _ = _measure(device, x, axes, where)
+    else:
+        state = _empty_state(device, steps, axes, False)
+        if steps.cut.resident:
+            reduction = "moments"
+        else:
+            _reduce(device, steps, types, state, arguments["x"], None)
+    launch(device, steps, reduction, "forward", types, eps=eps, mode=CENTER if center else 0, **arguments, **state.given)
     return state, steps
 
 
 def _forward_walk(
-    session: Session, x: Array, y: Array, axes: Axes, weight: Array | None, bias: Array | None
+    device: Device, x: Array, y: Array, axes: Axes, weight: Array | None, bias: Array | None
 ) -> tuple[Walk, dict[str, Any], cuda.Types]:
     """The walk over x and y, the operands of a launch, and the dtypes of its kernel."""
     names = dtype_name(x.dtype), dtype_name(y.dtype)
-    operands = operand(session.library, x), operand(session.library, y)
-    steps = walk(axes, operands, common_width(*names))
-    w, b, kind = parameters(session, weight, bias, steps.cut.plan.affine_order, steps.affine_in_order)
+    operands = operand(device.library, x), operand(device.library, y)
+    steps = walk(axes, operands, vector(*names))
+    w, b, kind = parameters(device, weight, bias, steps)
     types = cuda.Types(names[0], y=names[1], w=kind)
     return steps, {"x": operands[0], "y": operands[1], "weight": w, "bias": b}, types
 
 
 def _backward(
-    session: Session,
+    device: Device,
     x: Array,
     dy: Array,
     axes: Axes,
@@ -199,7 +185,7 @@ def _backward(
     bias: Array | None,
     eps: float,
     center: bool,
-    state: _State,
+    state: State,
     given: Moments | None,
     where: Array | None,
 ) -> Gradients:
@@ -208,113 +194,107 @@ def _backward(
     Where weight and bias live on kept axes, the sums of the backward step are their gradients, too; else (layer norm,
     group norm) those are sums of their own, over the axes that are not affine.
     """
-    result, dx = outputs(session, x, None)
+    result, dx = outputs(device, x, None)
     if 0 in x.shape:
-        return Gradients(result, _no_gradient(session, weight), _no_gradient(session, bias))
+        return Gradients(result, _no_gradient(device, weight), _no_gradient(device, bias))
     names = dtype_name(x.dtype), dtype_name(dx.dtype), dtype_name(dy.dtype)
-    operands = [operand(session.library, a) for a in (x, dx, dy)]
+    operands = [operand(device.library, a) for a in (x, dx, dy)]
     axes = _plain(axes) if weight is None and bias is None else axes
-    mask = _mask(session, x, where)
-    wide = 1 if mask else common_width(*names)
+    mask = _mask(device, x, where)
+    wide = 1 if mask else vector(*names)
     steps = walk(axes, (*operands, mask), wide)
-    w, _, kind = parameters(session, weight, None, steps.cut.plan.affine_order, steps.affine_in_order)
+    w, _, kind = parameters(device, weight, None, steps)
     mode = (CENTER if center else 0) | (GIVEN if given is not None else 0)
     on_kept = set(axes.affine) <= set(axes.keep)
-    sums = session.device.empty((2, steps.cut.plan.cells))
-    pair = {"sum1": sums[0, ...], "sum2": sums[1, ...]}
-    common = {"x": operands[0], "z": operands[2], "weight": w, "eps": eps, **state}
+    sums = device.rows(("sum1", "sum2"), steps.cut.plan.cells)
+    common = {"x": operands[0], "z": operands[2], "weight": w, "eps": eps, **state.given}
     types = cuda.Types(names[0], y=names[1], z=names[2], w=kind, masked=mask is not None, bare=on_kept)
-    whole = {**common, **pair, "y": operands[1], "mask": mask} if mask else {**common, **pair, "y": operands[1]}
+    whole = {**common, **sums.given, "y": operands[1], "mask": mask}
     mode |= OWN_WEIGHT if on_kept else 0
     if steps.cut.resident and given is None:
-        launch(session.device, steps, "grads", "backward", types, mode=mode, **whole)
+        launch(device, steps, "grads", "backward", types, mode=mode, **whole)
     else:
         if given is None or on_kept:
             reading = types._replace(y="", masked=False, w="" if on_kept else kind)
-            launch(session.device, steps, "grads", "", reading, mode=mode, **common, **pair)
-        launch(session.device, steps, "", "backward", types, mode=mode, **whole)
+            launch(device, steps, "grads", "", reading, mode=mode, **common, **sums.given)
+        launch(device, steps, "", "backward", types, mode=mode, **whole)
     if weight is None and bias is None:
         return Gradients(result, None, None)
     if on_kept:
-        dbias, dweight = (to_cells(total, steps.cut.plan.cell_order, axes.shape) for total in (sums[0, ...], sums[1, ...]))
+        dbias, dweight = (to_cells(total, steps, axes.shape) for total in sums.values)
         rest = tuple(i for i, a in enumerate(axes.keep) if a not in axes.affine)
         if rest:
-            xp = array_namespace(sums)
+            xp = array_namespace(dbias)
             dbias, dweight = xp.sum(dbias, axis=rest), xp.sum(dweight, axis=rest)
     else:
-        dbias, dweight = _parameter_sums(session, operands[0], operands[2], names, axes, eps, mode, state)
+        dbias, dweight = _parameter_sums(device, operands[0], operands[2], names, axes, eps, mode, state, steps.cut.plan.cells)
     return Gradients(
         result,
-        None if weight is None else _like(dweight, weight),
-        None if bias is None else _like(dbias, bias),
+        None if weight is None else _like(device, dweight, weight),
+        None if bias is None else _like(device, dbias, bias),
     )
 
 
 def _parameter_sums(
-    session: Session, x: Operand, dy: Operand, names: tuple[str, ...], axes: Axes, eps: float, mode: int, state: _State
+    device: Device,
+    x: Operand,
+    dy: Operand,
+    names: tuple[str, ...],
+    axes: Axes,
+    eps: float,
+    mode: int,
+    state: State,
+    cells: int,
 ) -> tuple[Array, Array]:
     """sum(dy) and sum(dy * hat) over the axes that are not affine: the roles of cells and parameters are swapped."""
-    swapped = _swapped(axes)
-    steps = walk(swapped, (x, None, dy), common_width(names[0], names[2]))
-    cells = steps.cut.plan
-    number = state["shift"].shape[0]
-    spread_out = session.device.empty((3, number))
-    mean, rstd, low = (spread_out[i, ...] for i in range(3))
-    given = {name: value for name, value in state.items() if name != "n"}
-    spread(session.device, number, state.get("n", 0.0), eps, mode, weight=mean, bias=rstd, third=low, **given)
-    sums = session.device.empty((2, cells.cells))
+    steps = walk(_swapped(axes), (x, None, dy), vector(names[0], names[2]))
+    known = device.rows(("weight", "bias", "third"), cells)
+    spread(device, cells, eps=eps, mode=mode, **known.given, **state.given)
+    sums = device.rows(("sum1", "sum2"), steps.cut.plan.cells)
     types = cuda.Types(names[0], z=names[2])
-    launch(
-        session.device, steps, "swapped", "", types, x=x, z=dy, weight=mean, bias=rstd, third=low,
-        sum1=sums[0, ...], sum2=sums[1, ...],
-    )  # fmt: skip
-    first, second = (to_cells(total, cells.cell_order, axes.shape) for total in (sums[0, ...], sums[1, ...]))
+    launch(device, steps, "swapped", "", types, x=x, z=dy, **known.given, **sums.given)
+    first, second = (to_cells(total, steps, axes.shape) for total in sums.values)
     return first, second
 
 
-def _empty_state(session: Session, steps: Walk, axes: Axes, counted: bool) -> _State:
-    rows = session.device.empty((4 if counted else 3, steps.cut.plan.cells))
-    state: _State = {"shift": rows[0, ...], "delta": rows[1, ...], "m2": rows[2, ...], "n": float(axes.count)}
-    if counted:
-        state["count"] = rows[3, ...]
-    return state
+def _empty_state(device: Device, steps: Walk, axes: Axes, counted: bool) -> State:
+    names = ("shift", "delta", "m2", "count") if counted else ("shift", "delta", "m2")
+    rows = device.rows(names, steps.cut.plan.cells)
+    return State({"n": float(axes.count), **rows.given}, rows.values)
 
 
-def _to_moments(state: _State, steps: Walk, axes: Axes, name: str, counted: bool) -> Moments:
-    order = steps.cut.plan.cell_order
-    shift, delta, m2 = (to_cells(state[row], order, axes.shape) for row in ("shift", "delta", "m2"))
+def _to_moments(state: State, steps: Walk, axes: Axes, name: str, counted: bool) -> Moments:
+    shift, delta, m2, *counts = (to_cells(row, steps, axes.shape) for row in state.held)
     count: Any = axes.count
     if counted:
         xp = array_namespace(shift)
-        count = xp.astype(to_cells(state["count"], order, axes.shape), xp.int64)
+        count = xp.astype(counts[0], xp.int64)
     return Moments(count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(name))
 
 
-def _no_data(session: Session, x: Array, axes: Axes) -> Moments:
-    nothing = session.library.empty(axes.kept_shape, "float64", x)
+def _no_data(device: Device, x: Array, axes: Axes) -> Moments:
+    nothing = device.library.empty(axes.kept_shape, "float64", x)
     nothing[...] = 0.0
     return Moments(0, nothing, nothing, nothing, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype)))
 
 
-def _no_gradient(session: Session, parameter: Array | None) -> Array | None:
+def _no_gradient(device: Device, parameter: Array | None) -> Array | None:
     if parameter is None:
         return None
-    nothing = session.library.empty(tuple(parameter.shape), result_name(dtype_name(parameter.dtype)), parameter)
+    nothing = device.library.empty(tuple(parameter.shape), result_name(dtype_name(parameter.dtype)), parameter)
     nothing[...] = 0
     return nothing
 
 
-def _like(gradient: Array, parameter: Array) -> Array:
-    xp = array_namespace(gradient)
-    gradient = xp.reshape(gradient, tuple(parameter.shape))
-    name = dtype_name(parameter.dtype)
-    return xp.astype(gradient, parameter.dtype if result_name(name) == name else getattr(xp, result_name(name)))
+def _like(device: Device, gradient: Array, parameter: Array) -> Array:
+    name = result_name(dtype_name(parameter.dtype))
+    return device.library.cast(gradient.reshape(tuple(parameter.shape)), name)
 
 
-def _mask(session: Session, x: Array, where: Array | None) -> Operand | None:
+def _mask(device: Device, x: Array, where: Array | None) -> Operand | None:
     if where is None:
         return None
-    return operand(session.library, array_namespace(where).broadcast_to(where, tuple(x.shape)))
+    return operand(device.library, array_namespace(where).broadcast_to(where, tuple(x.shape)))
 
 
 @lru_cache(maxsize=4096)

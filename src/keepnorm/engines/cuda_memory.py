@@ -4,13 +4,14 @@ The same few functions for CuPy and PyTorch; a JAX array is taken as CuPy's on t
 arrays stand for the device's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
 from keepnorm.dispatch import dtype_name
+from keepnorm.kernels.cuda_device import RAW, SIMULATED, Memory
 
 Array = Any
 
@@ -23,31 +24,33 @@ class Library(NamedTuple):
 
     name: str
     device_of: Callable[[Array], int]
-    inside: Callable[[Array], AbstractContextManager[Any]]  # makes the array's device the current one
+    inside: Callable[[int], AbstractContextManager[Any]]  # makes a device the current one
     stream: Callable[[int], int]  # the handle of the current stream of a device
     capturing: Callable[[], bool]  # whether that stream is being captured into a graph
     address: Callable[[Array], int]
-    strides: Callable[[Array], tuple[int, ...]]  # in bytes
+    steps: Callable[[Array], Sequence[int] | None]  # strides in values; None where one ends inside a value
+    itemsize: Callable[[Array], int]
+    contiguous: Callable[[Array], bool]
+    cast: Callable[[Array, str], Array]
+    plain: Callable[[Array], Array]  # without a history or a pending sign
     empty_like: Callable[[Array, str], Array]  # with the strides of x where those leave no gaps
     empty: Callable[[tuple[int, ...], str, Array], Array]  # on the device of the array
     zeros: Callable[[int, str, Array], Array]
     upload: Callable[[list[int], Array], Array]  # int64, seen by every stream
+    copied: Callable[[Array], Array]
     copy: Callable[[Array, Array], Any]  # into the first, from the second
-    cache: Callable[[int], int]  # bytes of the L2 cache of a device
 
 
 class Operand(NamedTuple):
     """One array as a walk sees it: what a kernel takes for its pointer, and what the plan must know."""
 
     pointer: Any
-    strides: tuple[int, ...]
-    itemsize: int
-    offset: int  # of the first value, counted from the pointer
+    in_memory: tuple[Sequence[int], int, int]  # what a plan depends on: steps and size of a value, and the offset of the first
 
     @property
-    def shape_in_memory(self) -> tuple[tuple[int, ...], int, int]:
-        """What a plan depends on: never the address itself."""
-        return self.strides, self.itemsize, self.offset
+    def itemsize(self) -> int:
+        """Bytes of one value."""
+        return self.in_memory[1]
 
 
 def library_of(x: Array) -> Library:
@@ -63,7 +66,7 @@ def library_of(x: Array) -> Library:
         return _torch()
     if root == "cupy":
         return _cupy()
-    if root == "numpy" and _simulated():
+    if root == "numpy" and SIMULATED:
         return _simulator()
     for base in type(x).__mro__:  # a torch.nn.Parameter, or a class of the user's
         if base.__module__.partition(".")[0] == "torch":
@@ -74,61 +77,66 @@ def library_of(x: Array) -> Library:
 
 
 def operand(library: Library, x: Array) -> Operand:
-    """An array as a walk sees it."""
-    from keepnorm.kernels.cuda_device import itemsize
-
-    size = itemsize(dtype_name(x.dtype))
+    """An array as a walk sees it; the offset of its first value is counted from the pointer, in values."""
+    size = library.itemsize(x)
     if library.name == "simulator":
         return _simulated_operand(x, size)
     address = library.address(x)
-    return Operand(address - address % ALIGNMENT, library.strides(x), size, address % ALIGNMENT // size)
-
-
-def is_contiguous(library: Library, x: Array) -> bool:
-    """Whether the values of x lie one after the other in C order."""
-    size, step = int(x.itemsize if hasattr(x, "itemsize") else x.element_size()), 1
-    for n, stride in zip(reversed(x.shape), reversed(library.strides(x)), strict=True):
-        if n != 1 and stride != step * size:
-            return False
-        step *= n
-    return True
+    inside = address % ALIGNMENT
+    return Operand(address - inside, (library.steps(x) or (), size, inside // size))
 
 
 def span(library: Library, x: Array) -> tuple[int, int]:
     """The addresses of the first byte of x and of the first one behind it."""
-    start = library.address(x)
-    size = int(x.itemsize if hasattr(x, "itemsize") else x.element_size())
-    steps = [stride * (n - 1) for n, stride in zip(x.shape, library.strides(x), strict=True)]
-    return start + sum(min(0, s) for s in steps), start + sum(max(0, s) for s in steps) + size
+    start, size = library.address(x), library.itemsize(x)
+    ends = [step * size * (n - 1) for n, step in zip(x.shape, library.steps(x) or (), strict=True)]
+    return start + sum(min(0, end) for end in ends), start + sum(max(0, end) for end in ends) + size
+
+
+def _whole_steps(x: Array) -> tuple[int, ...] | None:
+    """The strides of NumPy's and CuPy's arrays, which count bytes, in values."""
+    size = x.itemsize
+    return None if any(step % size for step in x.strides) else tuple(step // size for step in x.strides)
 
 
 @cache
 def _torch() -> Library:
     import torch
 
-    def strides(x: Array) -> tuple[int, ...]:
-        size = x.element_size()
-        return tuple(step * size for step in x.stride())
+    current = nullcontext()
+    # Private, and used by the kernels that PyTorch's own compiler makes: a twentieth of the time of the public question.
+    raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+    def inside(device: int) -> AbstractContextManager[Any]:
+        return current if torch.cuda.current_device() == device else torch.cuda.device(device)
 
     def upload(numbers: list[int], x: Array) -> Array:
         there = torch.tensor(numbers, dtype=torch.int64).to(x.device)
         torch.cuda.current_stream(x.device).synchronize()
         return there
 
+    def plain(x: Array) -> Array:
+        x = x.detach() if x.requires_grad else x
+        return x.resolve_neg() if x.is_neg() else x
+
     return Library(
         name="torch",
         device_of=lambda x: int(x.device.index),
-        inside=lambda x: torch.cuda.device(x.device),
-        stream=lambda device: int(torch.cuda.current_stream(device).cuda_stream),
+        inside=inside,
+        stream=raw_stream or (lambda device: int(torch.cuda.current_stream(device).cuda_stream)),
         capturing=torch.cuda.is_current_stream_capturing,
-        address=lambda x: int(x.data_ptr()),
-        strides=strides,
+        address=torch.Tensor.data_ptr,
+        steps=torch.Tensor.stride,
+        itemsize=torch.Tensor.element_size,
+        contiguous=torch.Tensor.is_contiguous,
+        cast=lambda x, name: x.to(getattr(torch, name)),
+        plain=plain,
         empty_like=lambda x, name: torch.empty_like(x, dtype=getattr(torch, name), requires_grad=False),
         empty=lambda shape, name, x: torch.empty(shape, dtype=getattr(torch, name), device=x.device),
         zeros=lambda n, name, x: torch.zeros(n, dtype=getattr(torch, name), device=x.device),
         upload=upload,
+        copied=lambda x: x.clone(),
         copy=lambda out, y: out.copy_(y),
-        cache=cache(lambda device: int(torch.cuda.get_device_properties(device).L2_cache_size)),
     )
 
 
@@ -151,24 +159,22 @@ def _cupy() -> Library:
     return Library(
         name="cupy",
         device_of=lambda x: int(x.device.id),
-        inside=lambda x: x.device,
+        inside=lambda device: cupy.cuda.Device(device),
         stream=lambda device: int(cupy.cuda.get_current_stream(device).ptr),
         capturing=lambda: bool(cupy.cuda.get_current_stream().is_capturing()),
         address=lambda x: int(x.data.ptr),
-        strides=lambda x: tuple(x.strides),
+        steps=_whole_steps,
+        itemsize=lambda x: x.itemsize,
+        contiguous=lambda x: bool(x.flags.c_contiguous),
+        cast=lambda x, name: x.astype(dtype(name), copy=False),
+        plain=lambda x: x,
         empty_like=lambda x, name: cupy.empty_like(x, dtype=dtype(name)),
         empty=lambda shape, name, _x: cupy.empty(shape, dtype=dtype(name)),
         zeros=lambda n, name, _x: cupy.zeros(n, dtype=dtype(name)),
         upload=upload,
+        copied=lambda x: x.copy(),
         copy=lambda out, y: cupy.copyto(out, y),
-        cache=cache(lambda device: int(cupy.cuda.Device(device).attributes["L2CacheSize"])),
     )
-
-
-def _simulated() -> bool:
-    from keepnorm.kernels.cuda_device import SIMULATED
-
-    return SIMULATED
 
 
 @cache
@@ -185,25 +191,28 @@ def _simulator() -> Library:
     return Library(
         name="simulator",
         device_of=lambda _x: 0,
-        inside=lambda _x: nullcontext(),
+        inside=lambda _device: nullcontext(),
         stream=lambda _device: 0,
         capturing=lambda: False,
         address=lambda x: int(x.__array_interface__["data"][0]),
-        strides=lambda x: tuple(x.strides),
+        steps=_whole_steps,
+        itemsize=lambda x: x.itemsize,
+        contiguous=lambda x: bool(x.flags.c_contiguous),
+        cast=lambda x, name: x.astype(dtype(name), copy=False),
+        plain=lambda x: x,
         empty_like=lambda x, name: np.empty_like(x, dtype=dtype(name)),
         empty=lambda shape, name, _x: np.empty(shape, dtype=dtype(name)),
         zeros=lambda n, name, _x: np.zeros(n, dtype=dtype(name)),
         upload=lambda numbers, _x: np.array(numbers, np.int64),
+        copied=lambda x: x.copy(),
         copy=lambda out, y: np.copyto(out, y),
-        cache=lambda _device: 2048,
     )
 
 
 def _simulated_operand(x: Array, size: int) -> Operand:
     """The memory of a NumPy array from its lowest address on, as raw values."""
     from keepnorm.engines.memory import flat
-    from keepnorm.kernels.cuda_device import RAW, Memory
 
     low = sum(min(0, step * (n - 1)) for n, step in zip(x.shape, x.strides, strict=True))
     values = flat(x).reshape(-1).view(RAW[dtype_name(x.dtype)]) if prod(x.shape) else x.reshape(-1)
-    return Operand(Memory(values), tuple(x.strides), size, -low // size)
+    return Operand(Memory(values), (_whole_steps(x) or (), size, -low // size))

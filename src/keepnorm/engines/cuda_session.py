@@ -1,14 +1,13 @@
 """What every call on a CUDA device begins and ends with: one device, memory that kernels can walk, results, parameters."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
 from keepnorm.dispatch import dtype_name
-from keepnorm.engines.cuda_memory import ALIGNMENT, Library, is_contiguous, library_of, span
-from keepnorm.engines.cuda_walk import Device, check_process, mark_used
+from keepnorm.engines.cuda_memory import ALIGNMENT, Library, library_of, span
+from keepnorm.engines.cuda_walk import Device, Walk, check_process, mark_used
+from keepnorm.kernels.cuda_device import RAW, DriverError
 from keepnorm.moments import Moments
 from keepnorm.precision import FLOATING, result_name
 from keepnorm.transfer import like
@@ -16,16 +15,7 @@ from keepnorm.transfer import like
 Array = Any
 
 
-class Session(NamedTuple):
-    """The library and the device of a call, the stream that it runs on, and the bytes of the device's L2 cache."""
-
-    library: Library
-    device: Device
-    cache: int
-
-
-@contextmanager
-def opened(x: Array, *others: Array | None) -> Iterator[Session]:
+class opened:  # noqa: N801
     """Make the device of x the current one for a call whose arrays must all lie there.
 
     Raises
@@ -35,18 +25,36 @@ def opened(x: Array, *others: Array | None) -> Iterator[Session]:
     RuntimeError
         If there is no driver, or one too old for the compiled kernels; if the process was forked with CUDA in use.
     """
-    check_process()
-    library = library_of(x)
-    number = library.device_of(x)
-    for other in others:
-        if other is not None and (library_of(other) is not library or library.device_of(other) != number):
-            raise ValueError(
-                f"x and what goes with it must be on one device; got {library.name} device {number} and "
-                f"{library_of(other).name} device {library_of(other).device_of(other)}"
-            )
-    with library.inside(x), explained():
-        yield Session(library, Device(library, x, number, library.stream(number)), library.cache(number))
-    mark_used()
+
+    __slots__ = ("inside", "others", "x")
+
+    def __init__(self, x: Array, *others: Array | None) -> None:
+        self.x, self.others = x, others
+
+    def __enter__(self) -> Device:
+        """Where the call runs."""
+        check_process()
+        x = self.x
+        library = library_of(x)
+        number = library.device_of(x)
+        for other in self.others:
+            if other is not None and (library_of(other) is not library or library.device_of(other) != number):
+                raise ValueError(
+                    f"x and what goes with it must be on one device; got {library.name} device {number} and "
+                    f"{library_of(other).name} device {library_of(other).device_of(other)}"
+                )
+        with explained():
+            device = Device(library, x, number, library.stream(number))
+            self.inside = library.inside(number)
+            self.inside.__enter__()
+        return device
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self.inside.__exit__(kind, error, trace)
+        if error is None:
+            mark_used()
+        else:
+            explain(error)
 
 
 class explained:  # noqa: N801
@@ -56,9 +64,15 @@ class explained:  # noqa: N801
         """Nothing to prepare."""
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        text = None if error is None else reason(error)
-        if text is not None:
-            raise RuntimeError(f"{text}; got {type(error).__name__}: {error}") from error
+        if error is not None:
+            explain(error)
+
+
+def explain(error: BaseException) -> None:
+    """Raise an error that says what to do, if that is known."""
+    text = reason(error)
+    if text is not None:
+        raise RuntimeError(f"{text}; got {type(error).__name__}: {error}") from error
 
 
 # What the tools say, and what it means.
@@ -91,109 +105,122 @@ _REASONS = (
 def reason(error: BaseException) -> str | None:
     """What an error of the driver, of numba-cuda or of its tools means, or None for any other error."""
     module = type(error).__module__.partition(".")[0]
-    if module not in ("numba", "cuda") and not isinstance(error, ImportError):
+    if module not in ("numba", "cuda") and not isinstance(error, (ImportError, DriverError)):
         return None
     text = str(error).lower()
     return next((meaning for words, meaning in _REASONS if any(word in text for word in words)), None)
 
 
-def readable(session: Session, x: Array) -> Array:
+def readable(device: Device, x: Array) -> Array:
     """x itself where kernels can read it in place, else a copy: a lazily negated tensor, or a step inside a value."""
-    if session.library.name == "torch":
-        x = x.detach().resolve_neg()
-    size = int(x.itemsize)
-    if any(step % size for step in session.library.strides(x)) or session.library.address(x) % size:
-        return x.copy() if hasattr(x, "copy") else x.clone()
+    library = device.library
+    x = library.plain(x)
+    if library.steps(x) is None or library.address(x) % library.itemsize(x):
+        return library.copied(x)
     return x
 
 
-def outputs(session: Session, x: Array, out: Array | None) -> tuple[Array, Array]:
+def outputs(device: Device, x: Array, out: Array | None) -> tuple[Array, Array]:
     """What is handed back and what the kernels write: another array where `out` overlaps x in a different layout."""
     name = result_name(dtype_name(x.dtype))
     if out is None:
-        result = session.device.empty_like(x, name)
+        result = device.empty_like(x, name)
         return result, result
-    library = session.library
     if 0 in x.shape:
         return out, out
-    (x0, x1), (y0, y1) = span(library, x), span(library, out)
-    same = library.address(x) == library.address(out) and library.strides(x) == library.strides(out)
-    if (same and x.dtype == out.dtype) or y1 <= x0 or x1 <= y0:
+    library = device.library
+    if x.dtype == out.dtype and library.address(x) == library.address(out) and library.steps(x) == library.steps(out):
         return out, out
-    return out, session.device.empty_like(x, name)
+    whole = library.steps(x) is not None and library.steps(out) is not None
+    if whole:
+        (x0, x1), (y0, y1) = span(library, x), span(library, out)
+        if y1 <= x0 or x1 <= y0:
+            return out, out
+    return out, device.empty_like(x, name)
 
 
-def finish(session: Session, result: Array, target: Array) -> Array:
+def finish(device: Device, result: Array, target: Array) -> Array:
     """The result, after what was written beside it."""
     if result is not target:
-        session.library.copy(result, target)
+        device.library.copy(result, target)
     return result
 
 
 def parameters(
-    session: Session, weight: Array | None, bias: Array | None, order: tuple[tuple[int, bool], ...], in_order: bool
+    device: Device, weight: Array | None, bias: Array | None, steps: Walk
 ) -> tuple[Array | None, Array | None, str]:
     """Weight and bias as the kernels read them, in the order of the plan, and their dtype ('' for neither).
 
     In place where both are floating, of one dtype, contiguous, aligned and in order; else as float64.
     """
-    both = [a for a in (weight, bias) if a is not None]
+    library = device.library
+    w, b = (None if a is None else library.plain(a) for a in (weight, bias))
+    both = [a for a in (w, b) if a is not None]
     if not both:
         return None, None, ""
-    library = session.library
-    names = {dtype_name(a.dtype) for a in both}
-    direct = in_order and len(names) == 1 and names <= set(FLOATING)
-    if direct and all(is_contiguous(library, a) and library.address(a) % ALIGNMENT == 0 for a in both):
-        w, b = (None if a is None else _detached(a).reshape(-1) for a in (weight, bias))
-        return _raw(session, w), _raw(session, b), names.pop()
-    w, b = (None if a is None else from_cells(_detached(a), order) for a in (weight, bias))
+    name = dtype_name(both[0].dtype)
+    if (
+        steps.affine_in_order
+        and name in FLOATING
+        and both[0].dtype == both[-1].dtype
+        and all(_is_flat(library, a) for a in both)
+    ):
+        return _raw(library, w), _raw(library, b), name
+    w, b = (None if a is None else from_cells(a, steps.cut.plan.affine_order) for a in (w, b))
     return w, b, "float64"
 
 
-def _raw(session: Session, values: Array | None) -> Array | None:
-    """In the simulator, half types as their bits."""
-    if values is None or session.library.name != "simulator":
-        return values
-    from keepnorm.kernels.cuda_device import RAW
+def _is_flat(library: Library, values: Array) -> bool:
+    """Whether vectors of these values can be loaded from where they are."""
+    return library.address(values) % ALIGNMENT == 0 and library.contiguous(values)
 
+
+def _raw(library: Library, values: Array | None) -> Array | None:
+    """In the simulator, half types as their bits."""
+    if values is None or library.name != "simulator":
+        return values
     return values.view(RAW[dtype_name(values.dtype)])
 
 
-def _detached(values: Array) -> Array:
-    return values.detach().resolve_neg() if hasattr(values, "detach") else values
+class State(NamedTuple):
+    """What kernels read of the cells, by the names of their arguments, and the arrays whose memory that is."""
+
+    given: dict[str, Any]
+    held: Any
 
 
-def state_from(session: Session, moments: Moments, order: tuple[tuple[int, bool], ...], in_order: bool) -> dict[str, Any]:
-    """Moments as the kernels read them; without a count, M2 is the variance itself."""
-    x = session.device.like
-    state: dict[str, Any] = {"n": float(moments.count) if isinstance(moments.count, int) else 1.0}
-    for name in ("shift", "delta", "m2"):
-        state[name] = _state_row(getattr(moments, name), x, order, in_order)
-    if moments.count is not None and not isinstance(moments.count, int):
-        state["count"] = _state_row(moments.count, x, order, in_order)
-    return state
+def state_from(device: Device, moments: Moments, steps: Walk) -> State:
+    """Moments as the kernels read them, in place where they are; without a count, M2 is the variance itself."""
+    held = {name: _state_row(device, getattr(moments, name), steps) for name in ("shift", "delta", "m2")}
+    n = 1.0
+    if isinstance(moments.count, int):
+        n = float(moments.count)
+    elif moments.count is not None:
+        held["count"] = _state_row(device, moments.count, steps)
+    return State({"n": n, **{name: device.pointer(row) for name, row in held.items()}}, held)
 
 
-def _state_row(values: Array, x: Array, order: tuple[tuple[int, bool], ...], in_order: bool) -> Array:
-    values = _detached(like(values, x))
-    xp = array_namespace(values)
-    if in_order:
-        return xp.reshape(xp.astype(values, xp.float64), (-1,))
-    return from_cells(values, order)
+def _state_row(device: Device, values: Array, steps: Walk) -> Array:
+    library = device.library
+    if type(values) is not type(device.like) or library.device_of(values) != device.number:
+        values = like(values, device.like)
+    values = library.plain(values)
+    if steps.cells_in_order and dtype_name(values.dtype) == "float64" and library.contiguous(values):
+        return values
+    return from_cells(values, steps.cut.plan.cell_order)
 
 
-def to_cells(values: Array, order: tuple[tuple[int, bool], ...], shape: tuple[int, ...]) -> Array:
+def to_cells(values: Array, steps: Walk, shape: tuple[int, ...]) -> Array:
     """Values in the order of the plan, as an array of the sizes of those axes, ascending."""
+    order = steps.cut.plan.cell_order
+    if steps.cells_in_order:
+        return values if len(order) == 1 else values.reshape(tuple([shape[a] for a, _ in order]))
     xp = array_namespace(values)
-    if not order:
-        return xp.reshape(values, ())
     shaped = xp.reshape(values, tuple(shape[a] for a, _ in order))
     turned = tuple(position for position, (_, back) in enumerate(order) if back)
     if turned:
         shaped = xp.flip(shaped, axis=turned)
     ranks = [a for a, _ in order]
-    if ranks == sorted(ranks):
-        return shaped
     return xp.permute_dims(shaped, tuple(ranks.index(a) for a in sorted(ranks)))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import prod
@@ -11,6 +12,7 @@ from keepnorm.axes import Axes
 from keepnorm.engines.cuda_memory import Library, Operand
 from keepnorm.kernels import cuda
 from keepnorm.kernels.cuda_bodies import SUMS
+from keepnorm.kernels.cuda_device import Memory
 from keepnorm.kernels.cuda_layout import Cut, cut, pack
 from keepnorm.plan import make_plan
 
@@ -23,6 +25,8 @@ class Walk(NamedTuple):
     """A cut plan, what a kernel reads of it, and where that lies on each device."""
 
     cut: Cut
+    groups: int
+    blocks: int  # of threads, in a launch
     integers: list[int]
     devices: dict[tuple[str, int], Any]
     cells_in_order: bool
@@ -31,34 +35,43 @@ class Walk(NamedTuple):
 
 def walk(axes: Axes, operands: tuple[Operand | None, ...], wide: int) -> Walk:
     """The walk over arrays of one shape side by side: x, y, dy and mask; None for one that is not there."""
-    return _walk(axes, tuple(None if o is None else o.shape_in_memory for o in operands), wide)
+    return _walk(axes, tuple([None if o is None else o.in_memory for o in operands]), wide)
 
 
 @lru_cache(maxsize=4096)
-def _walk(axes: Axes, operands: tuple[tuple[tuple[int, ...], int, int] | None, ...], wide: int) -> Walk:
+def _walk(axes: Axes, operands: tuple[tuple[Sequence[int], int, int] | None, ...], wide: int) -> Walk:
     nowhere = (0,) * len(axes.shape)
-    steps = tuple(_split_strides(axes, o[0], o[1]) if o else nowhere for o in operands)
+    steps = tuple(_split_steps(axes, o[0]) if o else nowhere for o in operands)
     itemsize = operands[0][1] if operands[0] else 1
     plan = make_plan(axes.shape, axes.keep, axes.affine, steps, itemsize)
     offsets = [o[2] if o else 0 for o in operands] + [0] * (len(plan.base) - len(operands))
     plan = replace(plan, base=tuple(b + o for b, o in zip(plan.base, offsets, strict=True)))
     done = cut(plan, wide, cuda.SHAPE)
-    return Walk(done, pack(done), {}, _in_order(plan.cell_order), _in_order(plan.affine_order))
+    together = 1 if done.plan.lanes else cuda.SHAPE.threads // done.team
+    blocks = -(-done.groups * done.plan.blocks // together)
+    return Walk(done, done.groups, blocks, pack(done), {}, _in_order(plan.cell_order), _in_order(plan.affine_order))
 
 
-def _split_strides(axes: Axes, strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Strides in values for the split shape: an axis split into (g, c) has the strides (c * stride, stride)."""
-    steps = []
+def _split_steps(axes: Axes, steps: Sequence[int]) -> tuple[int, ...]:
+    """The steps of the split shape: an axis split into (g, c) has the steps (c * step, step)."""
+    split = []
     for a, source in enumerate(axes.origin):
         behind = prod(axes.shape[b] for b in range(a + 1, len(axes.shape)) if axes.origin[b] == source)
-        steps.append(strides[source] // itemsize * behind)
-    return tuple(steps)
+        split.append(steps[source] * behind)
+    return tuple(split)
 
 
 def _in_order(order: tuple[tuple[int, bool], ...]) -> bool:
     """Whether axes are ascending, none of them turned round."""
     ranks = [a for a, _ in order]
     return not any(turned for _, turned in order) and ranks == sorted(ranks)
+
+
+class Rows(NamedTuple):
+    """Rows of float64 in new memory, and what a kernel takes for each of them, by the name of its argument."""
+
+    values: Array
+    given: dict[str, Any]
 
 
 class Device(NamedTuple):
@@ -69,15 +82,19 @@ class Device(NamedTuple):
     number: int
     stream: int
 
-    def pointer(self, array: Array | None) -> Any:
+    def pointer(self, array: Array) -> Any:
         """What a kernel takes for an array of which it reads one value at a time."""
-        if array is None:
-            return None if cuda.SIMULATED else 0
         if not cuda.SIMULATED:
             return self.library.address(array)
-        from keepnorm.kernels.cuda_device import Memory
-
         return Memory(array.reshape(-1))
+
+    def rows(self, names: tuple[str, ...], cells: int) -> Rows:
+        """Room for one value of each cell by each name."""
+        values = self.empty((len(names), cells))
+        if cuda.SIMULATED:
+            return Rows(values, dict(zip(names, map(self.pointer, values), strict=True)))
+        first = self.library.address(values)
+        return Rows(values, {name: first + 8 * cells * i for i, name in enumerate(names)})
 
     def empty(self, shape: tuple[int, ...], name: str = "float64") -> Array:
         """New memory on the device.
@@ -87,27 +104,31 @@ class Device(NamedTuple):
         MemoryError
             If the device has not enough.
         """
-        with guarded(f"{prod(shape)} values of {name}"):
+        with guarded(shape, name):
             return self.library.empty(shape, name, self.like)
 
     def empty_like(self, x: Array, name: str) -> Array:
         """New memory for a result of the shape and, where they leave no gaps, the strides of x."""
-        with guarded(f"a result of shape {tuple(x.shape)} and dtype {name}"):
+        with guarded(x.shape, name):
             return self.library.empty_like(x, name)
 
 
 class guarded:  # noqa: N801
     """Turn a library's own error of lacking memory into Python's, which names what was asked for."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    __slots__ = ("name", "shape")
+
+    def __init__(self, shape: Sequence[int], name: str) -> None:
+        self.shape, self.name = shape, name
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if kind is not None and kind.__name__ in ("OutOfMemoryError", "CUDAOutOfMemoryError"):
-            raise MemoryError(f"the CUDA device has no memory for {self.what}; got: {error}") from error
+            raise MemoryError(
+                f"the CUDA device has no memory for an array of shape {tuple(self.shape)} and dtype {self.name}; got: {error}"
+            ) from error
 
 
 def launch(
@@ -117,50 +138,42 @@ def launch(
     step: str,
     types: cuda.Types,
     *,
-    first: int = 0,
-    groups: int | None = None,
+    n: float = 0.0,
+    eps: float = 0.0,
     mode: int = 0,
-    **arguments: Any,
+    **given: Any,
 ) -> None:
-    """Enqueue a reduction, an elementwise step, or both, over some groups of cells (all of them by default)."""
+    """Enqueue a reduction, an elementwise step, or both, over all cells.
+
+    What is given goes by the names of `kernels.cuda_common.Arguments`: operands, arrays, pointers of rows, or None.
+    """
     done = steps.cut
-    groups = done.groups if groups is None else groups
-    types = types._replace(wide=done.wide)
-    part = counters = None
     if reduction and done.plan.blocks > 1:
-        part, counters = _scratch(device, groups * done.slots * SUMS[reduction] * done.tile, groups * done.counters)
-    given = {name: value if name in ("n", "eps") else _as_pointer(device, value) for name, value in arguments.items()}
-    blank = device.pointer(None)
-    known = cuda.Arguments(*[blank] * len(cuda.POINTER_NAMES))._replace(
-        plan=_as_pointer(device, _upload(device, steps)),
-        part=device.pointer(part),
-        counters=device.pointer(counters),
-        first=first,
-        groups=groups,
-        mode=mode,
-        **given,
-    )
-    together = 1 if done.plan.lanes else cuda.SHAPE.threads // done.team
-    tasks = -(-groups * done.plan.blocks // together)
-    cuda.launch(done.plan.lanes, reduction, step, types, tasks, known, device.number, device.stream)
+        values = steps.groups * done.slots * SUMS[reduction] * done.tile
+        given["part"], given["counters"] = _scratch(device, values, steps.groups * done.counters)
+    arguments = {name: _as_argument(device, value) for name, value in given.items() if value is not None}
+    plan = _upload(device, steps)
+    cuda.launch(
+        done.plan.lanes, reduction, step, types, done.wide, steps.blocks, device.number, device.stream,
+        plan=plan, n=n, eps=eps, groups=steps.groups, mode=mode, **arguments,
+    )  # fmt: skip
 
 
-def spread(device: Device, cells: int, n: float, eps: float, mode: int, **arguments: Any) -> None:
+def spread(device: Device, cells: int, **given: Any) -> None:
     """Enqueue the kernel that works out mean, rstd and low * rstd of every cell."""
-    blank = device.pointer(None)
-    known = cuda.Arguments(*[blank] * len(cuda.POINTER_NAMES))._replace(
-        n=n, eps=eps, groups=cells, mode=mode, **{name: device.pointer(value) for name, value in arguments.items()}
-    )
-    tasks = -(-cells // cuda.SHAPE.threads)
-    cuda.launch(False, "spread", "", cuda.Types("float64"), tasks, known, device.number, device.stream)
+    blocks = -(-cells // cuda.SHAPE.threads)
+    types = cuda.Types("float64")
+    cuda.launch(False, "spread", "", types, 1, blocks, device.number, device.stream, groups=cells, **given)
 
 
-def _as_pointer(device: Device, value: Any) -> Any:
+def _as_argument(device: Device, value: Any) -> Any:
+    if isinstance(value, (int, Memory)):
+        return value
     return value.pointer if isinstance(value, Operand) else device.pointer(value)
 
 
-def _upload(device: Device, steps: Walk) -> Array:
-    """The integers of a plan on the device: copied there at its first use."""
+def _upload(device: Device, steps: Walk) -> Any:
+    """A pointer to the integers of a plan on the device: copied there at its first use, and kept there."""
     key = (device.library.name, device.number)
     there = steps.devices.get(key)
     if there is None:
@@ -169,8 +182,9 @@ def _upload(device: Device, steps: Walk) -> Array:
                 "a CUDA graph cannot capture the first call for an arrangement of memory: call once on the same arrays "
                 "before the capture; got a call that needs a new plan"
             )
-        there = steps.devices[key] = device.library.upload(steps.integers, device.like)
-    return there
+        integers = device.library.upload(steps.integers, device.like)
+        there = steps.devices[key] = (device.pointer(integers), integers)
+    return there[0]
 
 
 _scratch_of: dict[tuple[str, int, int], tuple[Array, Array]] = {}
@@ -187,7 +201,7 @@ def _scratch(device: Device, values: int, counters: int) -> tuple[Array, Array]:
         found = _scratch_of.get(key)
         if found is not None and found[0].shape[0] >= values and found[1].shape[0] >= counters:
             return found
-        with guarded(f"{8 * values} bytes of scratch"):
+        with guarded((2 * values,), "float64"):
             fresh = (
                 device.library.empty((2 * values,), "float64", device.like),
                 device.library.zeros(2 * counters, "int32", device.like),
@@ -228,15 +242,3 @@ def mark_used() -> None:
     """Remember that this process has a CUDA context."""
     if not _used:
         _used.append(True)
-
-
-def common_width(*names: str) -> int:
-    """How many neighbouring values of these dtypes a thread reads at once."""
-    from keepnorm.kernels.cuda_device import vector
-
-    return vector(*names)
-
-
-def slab(total: int, bytes_of_one: int, cache: int) -> int:
-    """How many groups are read, then read again, before their data leave a cache of so many bytes."""
-    return max(1, min(total, cache // max(1, bytes_of_one)))

@@ -48,8 +48,11 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor | None, axes: Axes, out: Tens
         return standard.affine(x, scale, shift, axes, out)
     if differentiates:
         return _functions().Affine.apply(x, scale, shift, axes)
-    y = _output(x) if out is None else out
-    kernels.affine(_raw(x), _raw(scale), _raw(shift), axes, _raw(y))
+    y = _output(x) if out is None and not x.is_cuda else out
+    given = _raw(x), _raw(scale), _raw(shift), axes
+    if y is None:
+        return kernels.affine(*given)  # its engine makes the result itself
+    kernels.affine(*given, _raw(y))
     return _written(y)
 
 
@@ -72,8 +75,11 @@ def normalize(
         return standard.normalize(x, axes, weight, bias, eps, center, moments, where, out)
     if differentiates:
         return _functions().Normalize.apply(x, weight, bias, kernels, axes, eps, center, moments, where)
-    y = _output(x) if out is None else out
-    kernels.normalize(_raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where), _raw(y))
+    y = _output(x) if out is None and not x.is_cuda else out
+    given = _raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where)
+    if y is None:
+        return kernels.normalize(*given, None)  # its engine makes the result itself
+    kernels.normalize(*given, _raw(y))
     return _written(y)
 
 

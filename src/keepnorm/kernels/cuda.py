@@ -9,16 +9,14 @@ from typing import Any
 
 from keepnorm.kernels import cuda_lanes, cuda_runs, cuda_spread
 from keepnorm.kernels.cuda_bodies import Types
-from keepnorm.kernels.cuda_common import POINTERS, Arguments
-from keepnorm.kernels.cuda_device import SIMULATED, compiled, launch_on
+from keepnorm.kernels.cuda_common import Arguments
+from keepnorm.kernels.cuda_device import NULL, SIMULATED, compiled, launch_on
 from keepnorm.kernels.cuda_layout import Shape
 
 # A block of the simulator is as many Python threads; small ones meet the same branches.
 SHAPE = Shape(threads=8, warp=4, block=32, most=16, fan=2) if SIMULATED else Shape()
 
-POINTER_NAMES = Arguments._fields[:POINTERS]
-
-__all__ = ["POINTER_NAMES", "SHAPE", "SIMULATED", "Arguments", "Types", "function", "launch"]
+__all__ = ["NULL", "SHAPE", "SIMULATED", "Types", "function", "launch"]
 
 
 @cache
@@ -31,12 +29,17 @@ def function(lanes: bool, reduction: str, step: str, types: Types, shape: Shape 
 
 
 @cache
-def _ready(lanes: bool, reduction: str, step: str, types: Types, device: int) -> Any:
-    return compiled(function(lanes, reduction, step, types), POINTERS)
+def _ready(lanes: bool, reduction: str, step: str, types: Types, wide: int, device: int) -> Any:
+    return compiled(function(lanes, reduction, step, types._replace(wide=wide)))
 
 
 def launch(
-    lanes: bool, reduction: str, step: str, types: Types, tasks: int, arguments: Arguments, device: int, stream: int
+    lanes: bool, reduction: str, step: str, types: Types, wide: int, tasks: int, device: int, stream: int, **given: Any
 ) -> None:
-    """Enqueue a kernel for `tasks` blocks on a stream of the current device."""
-    launch_on(_ready(lanes, reduction, step, types, device), tasks, SHAPE.threads, stream, arguments)
+    """Enqueue a kernel for `tasks` blocks on a stream of the current device; what it is not given is null.
+
+    Memory that `given` points to must be the caller's until this returns; what is freed after it, on the same stream, is
+    used again only by what follows the kernel there.
+    """
+    kernel = _ready(lanes, reduction, step, types, wide, device)
+    launch_on(kernel, tasks, SHAPE.threads, device, stream, Arguments(**given))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keepnorm.kernels.cuda_device import (
+    NULL,
     add_one,
     exchange,
     fence,
@@ -64,30 +65,26 @@ put_count = store("int32", 1)
 class Arguments(NamedTuple):
     """What every kernel takes, in order; a pointer that a kernel does not use is null."""
 
-    plan: Any = None
-    x: Any = None
-    y: Any = None
-    z: Any = None
-    mask: Any = None
-    weight: Any = None  # mean, where the roles of cells and parameters are swapped
-    bias: Any = None  # rstd
-    third: Any = None  # low * rstd
-    count: Any = None  # of each cell, float64; null: n for all
-    shift: Any = None
-    delta: Any = None
-    m2: Any = None
-    sum1: Any = None
-    sum2: Any = None
-    part: Any = None
-    counters: Any = None
+    plan: Any = NULL
+    x: Any = NULL
+    y: Any = NULL
+    z: Any = NULL
+    mask: Any = NULL
+    weight: Any = NULL  # mean, where the roles of cells and parameters are swapped
+    bias: Any = NULL  # rstd
+    third: Any = NULL  # low * rstd
+    count: Any = NULL  # of each cell, float64; null: n for all
+    shift: Any = NULL
+    delta: Any = NULL
+    m2: Any = NULL
+    sum1: Any = NULL
+    sum2: Any = NULL
+    part: Any = NULL
+    counters: Any = NULL
     n: float = 0.0
     eps: float = 0.0
-    first: int = 0  # the first group of this launch
-    groups: int = 0  # and how many
+    groups: int = 0  # how many there are
     mode: int = 0
-
-
-POINTERS = 16
 
 
 class Operands(NamedTuple):
@@ -116,7 +113,7 @@ class States(NamedTuple):
 class Task(NamedTuple):
     """What one thread has to do: which cells, which block of them, and its place among the threads that share it."""
 
-    local: Any  # the group, counted from the first of this launch
+    group: Any
     at: Any  # where the cells of one position of the outer kept axes lie, and the state of the first
     b: Any
     own: Any  # the index of the thread in its team, and how many these are

@@ -7,10 +7,11 @@ there as here, so that the same code widens and narrows them.
 
 import ctypes
 import os
+import struct
 import warnings
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,10 @@ MOST_WIDE = 8
 # spill outside the loops; with four vectors on the way in each thread, two blocks keep the memory busy.
 LAUNCH_BOUNDS = (256, 2)
 
+# What every kernel takes: pointers, then real numbers, then whole ones, of 8 bytes each; NULL is no pointer.
+POINTERS, REALS, WHOLES = 16, 2, 2
+NULL: Any = None if SIMULATED else 0
+
 # The raw type of the values of each dtype: half types come as their bits.
 RAW = {
     "float16": "uint16",
@@ -52,6 +57,10 @@ RAW = {
     **{name: name for name in ("float32", "float64")},
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+
+
+class DriverError(RuntimeError):
+    """What the driver says when it does not do as asked."""
 
 
 class Memory:
@@ -68,6 +77,7 @@ def itemsize(name: str) -> int:
     return np.dtype(RAW[name]).itemsize
 
 
+@cache
 def vector(*names: str) -> int:
     """How many neighbouring values a thread reads at once, of the widest of these dtypes."""
     return min(MOST_WIDE, VECTOR_BYTES // max(itemsize(name) for name in names))
@@ -171,17 +181,17 @@ if SIMULATED:
         """Whether an optional operand is there."""
         return pointer is not None
 
-    def compiled(function, pointers):
+    def compiled(function):
         """A kernel that can be launched."""
         return cuda.jit(function)
 
-    def launch_on(kernel, blocks, threads, stream, arguments):
+    def launch_on(kernel, blocks, threads, device, stream, arguments):
         """Run a kernel in the simulator."""
         kernel[blocks, threads](*arguments)
 
 else:
-    from cuda.core import LaunchConfig
-    from cuda.core import launch as _launch
+    from cuda.bindings import driver
+    from cuda.core import Device
     from llvmlite import ir
     from numba.cuda import types
     from numba.cuda.extending import intrinsic
@@ -367,35 +377,53 @@ else:
         """Whether an optional operand is there."""
         return pointer != 0
 
-    def signature(pointers):
-        """The one signature of all kernels: pointers, n and eps, then the first group, their number and the mode."""
-        return types.void(*(types.int64,) * pointers, types.float64, types.float64, *(types.int64,) * 3)
+    _PACKED = struct.Struct(f"={POINTERS}q{REALS}d{WHOLES}q")
 
-    class _Stream:
-        """A stream of the caller's, by its handle."""
+    def signature():
+        """The one signature of all kernels."""
+        return types.void(*(types.int64,) * POINTERS, *(types.float64,) * REALS, *(types.int64,) * WHOLES)
 
-        def __init__(self, handle):
-            self.handle = handle
+    class Loaded(NamedTuple):
+        """A kernel on a device: what the driver calls it, and what keeps its code there."""
 
-        def __cuda_stream__(self):
-            return 0, self.handle
+        handle: Any
+        owner: Any
 
-    @cache
-    def _stream(handle):
-        return _Stream(handle)
+    class _Room:
+        """The arguments of one launch, and the table of where each of them lies, as the driver reads them."""
 
-    @lru_cache(maxsize=4096)
-    def _configuration(blocks, threads):
-        return LaunchConfig(grid=blocks, block=threads)
+        def __init__(self, numbers):
+            self.values = bytearray(8 * numbers)
+            first = ctypes.addressof(ctypes.c_char.from_buffer(self.values))
+            self.table = (ctypes.c_void_p * numbers)(*range(first, first + 8 * numbers, 8))
+            self.address = ctypes.addressof(self.table)
 
-    def compiled(function, pointers):
+    # Room that no launch is using. A launch takes its own out, so that neither another thread nor a signal's handler can
+    # write to it; the driver has copied what it needs when its call returns.
+    _rooms: list[_Room] = []
+
+    def compiled(function):
         """A kernel compiled and loaded for the current device."""
-        one = signature(pointers)
+        one = signature()
         kernel = cuda.jit(one, launch_bounds=LAUNCH_BOUNDS)(function).overloads[one.args]
         kernel.bind()
-        return kernel._codelibrary.get_cufunc().kernel
+        loaded = kernel._codelibrary.get_cufunc().kernel
+        return Loaded(driver.CUfunction(int(loaded.handle)), loaded)
 
-    def launch_on(kernel, blocks, threads, stream, arguments):
-        """Enqueue a kernel; the arguments are integers and floats already."""
-        numbers = (number if isinstance(number, int) else ctypes.c_double(number) for number in arguments)
-        _launch(_stream(stream), _configuration(blocks, threads), kernel, *numbers)
+    def launch_on(kernel, blocks, threads, device, stream, arguments):
+        """Enqueue a kernel on a stream of a device; the arguments are integers and floats already."""
+        try:
+            room = _rooms.pop()
+        except IndexError:
+            room = _Room(len(arguments))
+        _PACKED.pack_into(room.values, 0, *arguments)
+        error = _enqueue(kernel, blocks, threads, stream, room)
+        if error == driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:
+            Device(device).set_current()  # this thread has not used the device yet
+            error = _enqueue(kernel, blocks, threads, stream, room)
+        _rooms.append(room)
+        if error:
+            raise DriverError(f"the driver refused to launch a kernel of {blocks} blocks: {error.name}")
+
+    def _enqueue(kernel, blocks, threads, stream, room):
+        return driver.cuLaunchKernel(kernel.handle, blocks, 1, 1, threads, 1, 1, 0, stream, room.address, 0)[0]

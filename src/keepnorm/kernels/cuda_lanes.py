@@ -302,7 +302,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         """Whether the sums in `total` are those of all blocks."""
         if get(plan, BLOCKS) == 1:
             return True
-        return climb(plan, part, counters, task.local, task.b, cells, get(plan, CHUNK), registers.total, registers.room)
+        return climb(plan, part, counters, task.group, task.b, cells, get(plan, CHUNK), registers.total, registers.room)
 
     @inlined
     def any_of(flag, cells, room):
@@ -411,7 +411,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
 
     def lanes(
         plan, x, y, z, mask, weight, bias, third, count, shift, delta, m2, sum1, sum2, part, counters,
-        n, eps, first, groups, mode,
+        n, eps, groups, mode,
     ):  # fmt: skip
         operands = Operands(x, y, z, mask, weight, bias, third)
         states = States(count, shift, delta, m2, sum1, sum2)
@@ -426,16 +426,15 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         i = block()
         if backwards:
             i = groups * blocks - 1 - i
-        local = quotient(i, blocks)
-        b = i - local * blocks
-        group = first + local
+        group = quotient(i, blocks)
+        b = i - group * blocks
         cell = quotient(group, chunks)
         k0 = (group - cell * chunks) * chunk
         cells = min(chunk, get(plan, LANE_KEPT) - k0)
         at = cell_place(plan, cell)
         at = Place(at.x, at.y, at.z, at.mask, at.affine, at.cell + k0)
         p0, p1, i0, i1 = block_bounds(plan, b)
-        task = Task(local, at, b, thread(), np.int64(threads), True, p0, p1, i0, i1)
+        task = Task(group, at, b, thread(), np.int64(threads), True, p0, p1, i0, i1)
         work(plan, operands, states, part, counters, n, eps, mode, task, k0, cells, registers)
 
     return lanes

@@ -288,7 +288,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         """Whether the sums in `total` are those of all blocks."""
         if get(plan, BLOCKS) == 1:
             return True
-        return climb(plan, part, counters, task.local, task.b, np.int64(1), np.int64(1), registers.total, registers.room)
+        return climb(plan, part, counters, task.group, task.b, np.int64(1), np.int64(1), registers.total, registers.room)
 
     @inlined
     def measure(plan, o, states, part, counters, n, mode, task, registers):
@@ -369,7 +369,7 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
 
     def runs(
         plan, x, y, z, mask, weight, bias, third, count, shift, delta, m2, sum1, sum2, part, counters,
-        n, eps, first, groups, mode,
+        n, eps, groups, mode,
     ):  # fmt: skip
         operands = Operands(x, y, z, mask, weight, bias, third)
         states = States(count, shift, delta, m2, sum1, sum2)
@@ -387,13 +387,13 @@ def kernel(reduction: str, step: str, t: Types, shape: Shape) -> Callable[..., N
         if backwards:
             i = groups * blocks - 1 - i
         inside = 0 <= i < groups * blocks
-        local = i
+        group = i
         if blocks > 1:
-            local = quotient(i, blocks)
-        b = i - local * blocks
-        at = cell_place(plan, first + local if inside else np.int64(0))
+            group = quotient(i, blocks)
+        b = i - group * blocks
+        at = cell_place(plan, group if inside else np.int64(0))
         p0, p1, i0, i1 = block_bounds(plan, b)
-        task = Task(local, at, b, t & (team - 1), team, inside, p0, p1, i0, i1)
+        task = Task(group, at, b, t & (team - 1), team, inside, p0, p1, i0, i1)
         work(plan, operands, states, part, counters, n, eps, mode, task, registers)
 
     return runs

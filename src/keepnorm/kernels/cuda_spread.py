@@ -13,7 +13,7 @@ def kernel(shape: Shape) -> Callable[..., None]:
 
     def spread(
         plan, x, y, z, mask, weight, bias, third, count, shift, delta, m2, sum1, sum2, part, counters,
-        n, eps, first, groups, mode,
+        n, eps, groups, mode,
     ):  # fmt: skip
         cell = block() * threads + thread()
         if cell < groups:
