@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from tests.gpu.conftest import library
 
 SHAPES = [((64, 32, 14, 14), 1), ((64, 14, 14, 32), 3), ((300, 500), 0), ((3, 200_000), 0)]
 
@@ -65,11 +64,6 @@ def test_work_is_on_the_current_stream(torch):
     assert all(torch.equal(y, expected) for y in results)
 
 
-def test_a_thread_of_its_own_can_be_the_first_to_launch(run_python):
-    library("torch")
-    run_python(NEW_THREAD)
-
-
 NEW_THREAD = """
 import threading, torch, keepnorm as kn
 x = torch.randn(64, 1000, device="cuda")
@@ -80,6 +74,11 @@ for _ in range(2):
     thread.join()
 assert len(found) == 2 and all(torch.equal(y, kn.normalize(x, 0)) for y in found)
 """
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_thread_of_its_own_can_be_the_first_to_launch(run_python):
+    run_python(NEW_THREAD)
 
 
 def test_a_call_does_not_wait_for_the_device(torch):
