@@ -1,0 +1,46 @@
+"""What a machine's caches decide: the speed, and never a bit of an answer."""
+
+import numpy as np
+import pytest
+
+import keepnorm as kn
+from keepnorm import caches, plan
+from keepnorm.engines import host, memory
+
+
+@pytest.mark.parametrize(("files", "expected"), [
+    ({"index0": ("1", "48K"), "index2": ("2", "2048K"), "index3": ("3", "491520K")}, 2 << 20),
+    ({"index0": ("1", "32K"), "index1": ("2", "16M")}, 16 << 20),
+    ({"index0": ("1", "65536")}, 0),
+    ({"index0": ("2", "a lot")}, 0),
+    ({}, 0),
+], ids=["server", "megabytes", "one level", "unreadable", "nothing"])  # fmt: skip
+def test_the_size_of_a_cache_is_read_where_the_system_says_it(files, expected, tmp_path):
+    for name, (level, size) in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "level").write_text(level + "\n")
+        (tmp_path / name / "size").write_text(size + "\n")
+    assert caches.own_bytes(tmp_path) == expected
+
+
+def test_a_cache_without_a_size_is_none(tmp_path):
+    (tmp_path / "index0").mkdir()
+    (tmp_path / "index0" / "level").write_text("2")
+    assert caches.own_bytes(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("shape", "keep"), [((64, 40, 14, 14), 1), ((16, 24, 30, 30), 1), ((50, 300), 0)], ids=str)
+def test_no_bit_depends_on_how_many_cells_go_together(shape, keep, monkeypatch):
+    x, dy = (np.random.default_rng(seed).standard_normal(shape).astype(np.float32) + 3 for seed in (0, 1))
+    weight, bias = np.random.default_rng(2).standard_normal((2, shape[keep])).astype(np.float32)
+
+    def answers(size):
+        monkeypatch.setattr(plan, "NEIGHBOUR_BYTES", size)
+        monkeypatch.setattr(host, "_READY", {})
+        for function in (plan.make_plan, memory.walk_strides):
+            function.cache_clear()
+        y, vjp = kn.normalize_vjp(x, keep, weight, bias)
+        seen = kn.moments(x, keep)
+        return [a.tobytes() for a in (y, *vjp(dy), seen.shift, seen.delta, seen.m2)]
+
+    assert answers(1 << 12) == answers(1 << 18) == answers(1 << 30)
