@@ -65,6 +65,53 @@ def test_other_arrays_after_the_usual_ones(name, given):
     assert call(-x, w, b).tobytes() != expected.tobytes()
 
 
+def outputs(x, w, b):
+    """Arrays to write to: apart from what is given, x itself, beside x in one memory, shifted, and the weight's memory."""
+    beside = np.zeros((2, *x.shape), np.float32)
+    beside[0] = x
+    shifted = np.zeros(x.size + 8, np.float32)
+    shifted[: x.size] = x.ravel()
+    around = np.zeros(x.size, np.float32)
+    around[40:60] = w
+    inside = x.copy()
+    yield "apart", x, w, b, np.empty_like(x)
+    yield "x itself", inside, w, b, inside
+    yield "a view of x", (same := x.copy()), w, b, same[:]
+    yield "beside x", beside[0], w, b, beside[1]
+    yield "over x", shifted[: x.size].reshape(x.shape), w, b, shifted[8:].reshape(x.shape)
+    yield "over the weight", x, around[40:60], b, around.reshape(x.shape)
+    yield "over the bias", x, w, around[40:60], around.reshape(x.shape)
+    for name, other in OTHERS.items():
+        if name not in ("read-only", "float64"):
+            yield name, x, w, b, other(x)
+
+
+@pytest.mark.parametrize("place", range(13))
+def test_other_outputs_after_the_usual_one(place):
+    x, w, b = arrays()
+    kn.normalize(x, 1, w, b, out=np.empty_like(x))
+    name, x, w, b, out = next(given for i, given in enumerate(outputs(x, w, b)) if i == place)
+    expected = kn.normalize(x.copy(), 1, w.copy(), b.copy())
+    assert kn.normalize(x, 1, w, b, out=out) is out, name
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6, err_msg=name)
+    if out.dtype.isnative and name not in ("F order", "strided", "backwards"):
+        assert out.tobytes() == expected.tobytes(), name
+
+
+def test_a_call_with_an_output_is_kept_too(monkeypatch):
+    monkeypatch.setattr(host, "_READY", {})
+    x, w, b = arrays()
+    kn.normalize(x, 1, w, b, out=np.empty_like(x))
+    (kept,) = host._READY.values()
+    used = []
+    monkeypatch.setitem(host._READY, next(iter(host._READY)), kept._replace(start=lambda *_: used.append(1)))
+    kn.normalize(x, 1, w, b, out=np.empty_like(x))
+    kn.normalize(x, 1, w, b, out=x)
+    assert used == [1, 1]
+    kn.normalize(x, 1, w, b, out=x[:])
+    assert used == [1, 1], "memory that is shared takes the longer way"
+
+
 def test_parameters_and_arrays_of_a_call_are_not_kept(monkeypatch):
     monkeypatch.setattr(host, "_READY", {})  # else another test's call may be the one that is kept
     x, w, b = arrays()

@@ -108,9 +108,14 @@ def test_every_name_on_a_floor_is_there():
     assert set(FLOOR_OF) == {part(path) for path in FILES if path.name != "_version.py"}
 
 
-def test_only_kernels_import_numba_and_nobody_a_framework_at_module_level():
+# What may be imported at module level, by file or folder: an engine is loaded for the first array of its library.
+AT_MODULE_LEVEL = {"kernels": {"numba"}, "engines/torch.py": {"torch"}}
+
+
+def test_only_kernels_import_numba_and_hardly_anybody_a_framework_at_module_level():
     for path in FILES:
-        banned = {*FRAMEWORKS, "numba"} - ({"numba"} if part(path) == "kernels" else set())
+        allowed = AT_MODULE_LEVEL.get(part(path), set()) | AT_MODULE_LEVEL.get(path.relative_to(SOURCE).as_posix(), set())
+        banned = {*FRAMEWORKS, "numba"} - allowed
         for node in ast.parse(path.read_text()).body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             assert not {name.partition(".")[0] for name in names} & banned, path
@@ -123,6 +128,10 @@ def loaded(run_python, code):
 
 def test_import_loads_neither_numba_nor_a_framework(run_python):
     assert loaded(run_python, "import keepnorm") == []
+
+
+def test_a_call_on_numpy_loads_no_framework(run_python):
+    assert set(loaded(run_python, "import keepnorm, numpy\nkeepnorm.normalize(numpy.eye(3), 0)")) <= {"numba"}
 
 
 def test_the_test_of_imports_can_fail(run_python):

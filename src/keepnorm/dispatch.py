@@ -54,7 +54,7 @@ def name_of(x: Any) -> str:
 
 @cache
 def load(name: str) -> ModuleType:
-    """The engine of that name; an engine imports its framework only when it is called."""
+    """The engine of that name, loaded for the first array that it serves: no framework is imported before."""
     return import_module(f"keepnorm.engines.{name}")
 
 

@@ -76,12 +76,12 @@ def normalize(
     out: Array | None,
 ) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
-    usual = moments is None and where is None and out is None and _is_usual(x, weight, bias)
+    usual = moments is None and where is None and _is_usual(x, weight, bias, out)
     ready = _READY.get((id(axes), weight is None, bias is None)) if usual else None
     if ready is not None:
         threads = threads_for(x.size)
         if threads <= ready.tasks:
-            return ready.run(x, weight, bias, eps, center, threads)
+            return ready.run(x, weight, bias, eps, center, out, threads)
     result, target = _outputs(x, out)
     x = readable(x)
     if x.size:
@@ -102,9 +102,13 @@ class _Ready(NamedTuple):
     weight: Array
     bias: Array
 
-    def run(self, x: Array, weight: Array | None, bias: Array | None, eps: float, center: bool, threads: int) -> Array:
+    def run(
+        self, x: Array, weight: Array | None, bias: Array | None, eps: float, center: bool, out: Array | None, threads: int
+    ) -> Array:
         """The normalised array."""
-        y = np.empty(x.shape, _SINGLE) if x.size < _FEW else empty_like(x, _SINGLE)
+        y = out
+        if y is None:
+            y = np.empty(x.shape, _SINGLE) if x.size < _FEW else empty_like(x, _SINGLE)
         w = self.weight if weight is None else weight
         b = self.bias if bias is None else bias
         steps = self.steps
@@ -114,13 +118,26 @@ class _Ready(NamedTuple):
         return y
 
 
-def _is_usual(x: Array, weight: Array | None, bias: Array | None) -> bool:
-    """Whether arrays are float32 and in C order; an array that is marked as read-only takes the longer way."""
+def _is_usual(x: Array, weight: Array | None, bias: Array | None, out: Array | None) -> bool:
+    """Whether arrays are float32 and in C order, and `out` is x itself or apart from all of them.
+
+    An array that is marked as read-only takes the longer way.
+    """
     return (
         x.dtype is _SINGLE
         and x.flags.carray
         and (weight is None or (weight.dtype is _SINGLE and weight.flags.carray))
         and (bias is None or (bias.dtype is _SINGLE and bias.flags.carray))
+        and (
+            out is None
+            or (
+                out.dtype is _SINGLE
+                and out.flags.carray
+                and (out is x or apart(x, out))
+                and (weight is None or apart(weight, out))
+                and (bias is None or apart(bias, out))
+            )
+        )
     )
 
 
@@ -283,7 +300,7 @@ def _outputs(x: Array, out: Array | None) -> tuple[Array, Array]:
         dtype = dtype if dtype is _SINGLE else _result_dtype(dtype)
         result = np.empty_like(x, dtype, subok=False) if x.size < _FEW else empty_like(x, dtype)
         return result, result
-    if readable(out) is out and (apart(x, out) or not np.may_share_memory(x, out) or _same_memory(x, out)):
+    if readable(out) is out and (apart(x, out) or _same_memory(x, out)):
         return out, out
     return out, np.empty_like(x, dtype=out.dtype.newbyteorder("="), subok=False)
 

@@ -270,8 +270,8 @@ def parameters_for(steps: Walk, weight: Array | None, bias: Array | None, y: Arr
 
 
 def apart(a: Array, b: Array) -> bool:
-    """Whether two arrays surely share no memory, since each has its own: what can be told at once."""
-    return a is not b and a.flags.owndata and b.flags.owndata
+    """Whether two arrays surely share no memory: each has its own, or one ends before the other begins."""
+    return a is not b and ((a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b))
 
 
 def _is_plain(values: Array) -> bool:

@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
+from torch._C import _functorch
 
 from keepnorm import dispatch
 from keepnorm.axes import Axes
@@ -25,6 +27,9 @@ Tensor = Any
 # Bytes of a result from which on it lies in NumPy's memory: NumPy asks the system for huge pages, PyTorch does not, and a
 # forward pass over 13 MB took a quarter longer for that.
 HUGE = 1 << 22
+
+_FROM_NUMPY = (np.ndarray, np.generic)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
@@ -53,7 +58,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor | None, axes: Axes, out: Tens
     if y is None:
         return kernels.affine(*given)  # its engine makes the result itself
     kernels.affine(*given, _raw(y))
-    return _written(y)
+    return y if out is None else _written(out)
 
 
 def normalize(
@@ -80,7 +85,7 @@ def normalize(
     if y is None:
         return kernels.normalize(*given, None)  # its engine makes the result itself
     kernels.normalize(*given, _raw(y))
-    return _written(y)
+    return y if out is None else _written(out)
 
 
 def normalize_with_moments(
@@ -123,15 +128,13 @@ def normalize_vjp(
 
 def _kernels(*tensors: Any) -> ModuleType | None:
     """The kernels that can work on the memory of these tensors, or None where only PyTorch's own operations are right."""
-    import torch
-
     if _is_watched():
         return None
     device: Any = None
     for tensor in tensors:
-        if tensor is None or type(tensor).__module__ == "numpy":
+        if tensor is None or isinstance(tensor, _FROM_NUMPY):
             continue
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or _is_wrapped(tensor):
+        if type(tensor) not in _PLAIN or _is_wrapped(tensor):
             return None
         if tensor.layout is not torch.strided or tensor.is_quantized:
             got = f"{tensor.layout}, {tensor.dtype}"
@@ -156,8 +159,6 @@ def _is_watched() -> bool:
 
     PyTorch has no public question for the last two; where a version lacks the private one, nothing of the kind exists.
     """
-    import torch
-
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     modes = getattr(torch._C, "_len_torch_dispatch_stack", int)()
@@ -166,20 +167,10 @@ def _is_watched() -> bool:
 
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for another one, as those inside torch.func's transforms do (and in batched gradients)."""
-    transforms = _functorch()
-    return bool(transforms.is_functorch_wrapped_tensor(tensor) or transforms.is_legacy_batchedtensor(tensor))
-
-
-@cache
-def _functorch() -> Any:
-    from torch._C import _functorch
-
-    return _functorch
+    return bool(_functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor))
 
 
 def _differentiates(*tensors: Any) -> bool:
-    import torch
-
     return torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors)
 
 
@@ -199,23 +190,21 @@ def _has_bfloat16() -> bool:
 
 def _raw(tensor: Any) -> Any:
     """The tensor's memory as what the kernels take: a NumPy array with its strides, or the tensor itself on CUDA."""
-    if tensor is None or type(tensor).__module__ == "numpy":
+    if tensor is None or isinstance(tensor, _FROM_NUMPY):
         return tensor
-    import torch
-
     if not tensor.is_cpu:
         return tensor.detach()
     if tensor.dtype is torch.bfloat16:
         from ml_dtypes import bfloat16
 
         return tensor.detach().resolve_neg().view(torch.uint16).numpy().view(bfloat16)
-    return tensor.numpy(force=True)  # detached, and without a pending sign
+    if tensor.requires_grad or tensor.is_neg() or tensor._is_zerotensor():
+        return tensor.numpy(force=True)  # detached, and without a pending sign
+    return tensor.numpy()
 
 
 def _tensor(array: Any) -> Tensor:
     """A tensor on the memory of what a kernel gave back."""
-    import torch
-
     if isinstance(array, torch.Tensor):
         return array
     if dispatch.dtype_name(array.dtype) == "bfloat16":
@@ -225,20 +214,15 @@ def _tensor(array: Any) -> Tensor:
 
 def _output(x: Tensor) -> Tensor:
     """Memory for the result, with the strides of x where those leave no gaps; from HUGE on as NumPy's results have it."""
-    import torch
-
-    name = result_name(dispatch.dtype_name(x.dtype))
-    dtype = getattr(torch, name)
-    if x.device.type == "cpu" and x.numel() * dtype.itemsize >= HUGE:
+    dtype = x.dtype if x.is_floating_point() else getattr(torch, result_name(dispatch.dtype_name(x.dtype)))
+    if x.is_cpu and x.numel() * dtype.itemsize >= HUGE:
         raw = _raw(x)
-        return _tensor(empty_like(raw, raw.dtype if dtype is x.dtype else np.dtype(name)))
+        return _tensor(empty_like(raw, raw.dtype if dtype is x.dtype else np.dtype(dispatch.dtype_name(dtype))))
     return torch.empty_like(x, dtype=dtype, requires_grad=False)
 
 
 def _written(y: Tensor) -> Tensor:
-    """y, after its memory was written to behind PyTorch's back: tell autograd, which may have saved it."""
-    import torch
-
+    """The caller's y, after its memory was written to behind PyTorch's back: tell autograd, which may have saved it."""
     if not y.is_inference():
         torch.autograd.graph.increment_version(y)
     return y
@@ -246,8 +230,6 @@ def _written(y: Tensor) -> Tensor:
 
 def _state_of(given: Moments | None) -> tuple[Any, ...]:
     """The tensors of given moments; if they have a gradient, PyTorch must see how they are used."""
-    import torch
-
     if given is None:
         return ()
     parts = (given.shift, given.delta, given.m2)
