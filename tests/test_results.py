@@ -21,10 +21,19 @@ pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="the syst
 def none_kept(monkeypatch):
     """Small results count as large, and nothing is kept from other tests."""
     monkeypatch.setattr(results, "LARGE", 4096)
-    results._kept.clear()
+    forget()
     yield
     gc.collect()
+    forget()
+
+
+def forget():
+    results._warm.clear()
     results._kept.clear()
+
+
+def places_of(pieces):
+    return [address(np.frombuffer(piece, "u1")) for piece in pieces]
 
 
 def address(a):
@@ -91,9 +100,9 @@ def test_every_dense_layout_has_it(layout):
 def test_a_piece_belongs_to_one():
     y = results.empty_like(large(), SINGLE)
     del y
-    (piece,) = results._kept
-    assert results._take(piece)
-    assert not results._take(piece)
+    (piece,) = results._warm
+    assert results._take(piece, results._warm)
+    assert not results._take(piece, results._warm)
 
 
 @pytest.mark.parametrize("hold", [memoryview, np.from_dlpack, lambda a: a.reshape(-1).view("u1")])
@@ -114,15 +123,34 @@ def test_two_results_share_nothing():
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(results, "WARM", 2 << 21)
     monkeypatch.setattr(results, "KEPT", 3 << 21)
-    every = [results.empty_like(large(), SINGLE) for _ in range(6)]
+    every = [results.empty_like(large(), SINGLE) for _ in range(7)]
     places = [address(y) for y in every]
     while every:
         del every[0]
-    assert [address(np.frombuffer(piece, "u1")) for piece in results._kept] == places[3:], "the oldest goes"
+    assert places_of(results._warm) == places[5:], "the last stay as they are"
+    assert places_of(results._kept) == places[2:5], "the oldest go"
     huge = results.empty_like(np.empty(1 << 21, np.float32), SINGLE)
     del huge
-    assert [address(np.frombuffer(piece, "u1")) for piece in results._kept] == places[3:], "too large to be kept"
+    assert places_of(results._warm + results._kept) == places[5:] + places[2:5], "too large to be kept"
+    again = [results.empty_like(large(), SINGLE) for _ in range(5)]
+    assert [address(y) for y in again] == [places[n] for n in (6, 5, 4, 3, 2)]
+
+
+def test_a_piece_larger_than_what_stays_is_marked(monkeypatch):
+    monkeypatch.setattr(results, "WARM", 1 << 21)
+    y = results.empty_like(np.empty(1 << 20, np.float32), SINGLE)
+    del y
+    assert (len(results._warm), len(results._kept)) == (0, 1)
+
+
+def test_what_stays_keeps_its_values():
+    """It is not marked as free, so that its pages need not be cleared again."""
+    y = results.empty_like(large(), SINGLE)
+    y[...] = 7
+    del y
+    assert np.all(results.empty_like(large(), SINGLE) == 7)
 
 
 def test_much_smaller_results_leave_it_alone():
@@ -138,14 +166,14 @@ def test_what_is_kept_is_free_for_the_system():
     code = """
 import numpy as np
 from keepnorm.engines import results
-y = results.empty_like(np.empty(1 << 24, np.float32), np.dtype("f4"))
+y = results.empty_like(np.empty(1 << 25, np.float32), np.dtype("f4"))
 y[...] = 1
 del y
 lines = open("/proc/self/smaps").read().splitlines()
 print(sum(int(line.split()[1]) for line in lines if line.startswith("LazyFree")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) >= 1 << 16, "kB of 64 MiB"
+    assert int(done.stdout) >= 1 << 17, "kB of 128 MiB"
 
 
 def test_many_threads_keep_their_values():
@@ -200,11 +228,12 @@ def refusing(advice):
 
 
 def test_memory_that_cannot_be_marked_is_not_kept(monkeypatch):
+    monkeypatch.setattr(results, "WARM", 0)
     monkeypatch.setattr(results.mmap, "mmap", refusing(mmap.MADV_FREE))
     y = results.empty_like(large(), SINGLE)
     assert not y.flags.owndata
     del y
-    assert not results._kept
+    assert not results._warm + results._kept
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no advice for huge pages")
@@ -212,14 +241,14 @@ def test_without_huge_pages_memory_is_kept(monkeypatch):
     monkeypatch.setattr(results.mmap, "mmap", refusing(mmap.MADV_HUGEPAGE))
     y = results.empty_like(large(), SINGLE)
     del y
-    assert len(results._kept) == 1
+    assert len(results._warm) == 1
 
 
 def test_a_result_outlives_the_module(monkeypatch):
     y = results.empty_like(large(), SINGLE)
     monkeypatch.setattr(results, "_keep", None)
     del y
-    assert not results._kept
+    assert not results._warm + results._kept
 
 
 def test_large_results_come_from_it(monkeypatch):

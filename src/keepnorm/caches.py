@@ -5,6 +5,16 @@ from pathlib import Path
 _FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
+# From here on the cache of a core's own is large. What is behind it is then shared by many cores and slow, so that data which
+# are wanted twice had better stay in the first; the core itself fetches well ahead from there.
+LARGE = 1 << 21
+
+
+def own_is_large() -> bool:
+    """Whether a core has a large cache for itself."""
+    return own_bytes() >= LARGE
+
+
 def own_bytes(folder: Path = _FOLDER) -> int:
     """The size of the second cache of the first core, which it has for itself; 0 where the system does not say.
 

@@ -20,7 +20,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from keepnorm.caches import own_bytes
+from keepnorm.caches import own_is_large
 
 RUN_BLOCK = 16384  # values in one block of a run: 64 KiB of float32, so that a second sweep meets the L2 cache
 LANE_BLOCK = 131072  # values in one block of rows; fewer, larger blocks, since every block costs a merge for each cell
@@ -31,10 +31,9 @@ SHORT_RUN = 128  # a reduced innermost axis shorter than this goes side by side 
 GROUP_BYTES = 524288  # x of one group of cells, so that the affine step finds it in the L2 cache
 PIECE_BYTES = 65536  # x of neighbouring cells side by side: shorter pieces of memory are read at half the speed
 
-# All x of those cells, at most. A large cache of a core's own goes with a slow one behind it, so that they stay in the first
-# for the second sweep; else they may be in the second, and long pieces are worth more. (Two threads: (64,256,14,14) in 0.68 ms
-# against 0.90 with 2 MiB, and its backward step in 1.06 against 1.45.)
-NEIGHBOUR_BYTES = 262144 if own_bytes() >= 1 << 21 else 4194304
+# All x of those cells, at most: in a large cache of a core's own they stay for the second sweep; else they may be behind it,
+# and long pieces are worth more. ((64,256,14,14), two threads, 2 MiB: 0.68 ms against 0.90, backward 1.06 against 1.45.)
+NEIGHBOUR_BYTES = 262144 if own_is_large() else 4194304
 
 SINGLE_BYTES = 8192  # the same where cells are single runs: they stay in the L1 cache for the affine step
 NEIGHBOURS = 256  # neighbouring cells that go together, at most

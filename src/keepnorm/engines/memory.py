@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keepnorm.axes import Axes
+from keepnorm.caches import own_is_large
 from keepnorm.moments import Moments
 from keepnorm.plan import UNIT as UNIT_AXIS
 from keepnorm.plan import Plan, make_plan
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of a group of cells, at most, whose successor is asked for, and of an array from which on that pays.
-BEHIND, AHEAD = 1 << 17, 1 << 21
+# Bytes of a group of cells, at most, whose successor is asked for, and of an array from which on that pays. A core with a
+# large cache of its own fetches ahead by itself, and loses a twentieth by being asked.
+BEHIND, AHEAD = 0 if own_is_large() else 1 << 17, 1 << 21
 
 # Rows of the states of all cells: (n, K, delta, M2), and what the kernels work out of them.
 STATE_ROWS = 7

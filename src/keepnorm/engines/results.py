@@ -1,7 +1,8 @@
 """Memory for large results, used again: the first write to fresh memory costs as much as computing what is written.
 
-The allocator gives every block of 32 MiB and more back to the system, which clears each page of the next one. Here the memory
-of a large result that nobody holds any more is kept for the next, marked as free (MADV_FREE): the system takes its pages
+The allocator gives every block of 32 MiB and more back to the system, and smaller ones where they end its heap; the system
+clears each page of the next one. Here the memory of a large result that nobody holds any more is kept for the next. The last
+WARM bytes stay as they are, as the allocator's would; what is older is marked as free (MADV_FREE): the system takes its pages
 whenever it needs them, and where it did not, the next result finds them as they were. So what is kept is in nobody's way.
 
 The array does not own its memory (``flags.owndata`` is False, as for every view), so that ``ndarray.resize`` refuses it.
@@ -9,17 +10,18 @@ The array does not own its memory (``flags.owndata`` is False, as for every view
 
 import contextlib
 import mmap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of a result from which on its memory is kept; smaller blocks are kept by the allocator itself.
-LARGE = 1 << 25
+# Bytes of a result from which on its memory is kept; smaller ones are mostly in the allocator's heap.
+LARGE = 1 << 22
 
-# Bytes of free memory that are kept, at most; of several pieces the oldest goes first.
-KEPT = 1 << 28
+# Bytes that are kept as they are, and marked as free, at most; of several pieces the oldest goes first.
+WARM, KEPT = 1 << 26, 1 << 28
 
 # Whole huge pages.
 _PAGE = 1 << 21
@@ -28,9 +30,11 @@ _FREE = getattr(mmap, "MADV_FREE", None)
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
-# Free memory, the most recently freed last. A result may die at any time and in any thread, also inside the functions below
-# when the garbage collector runs, so that no lock may be held: only single operations of a list, each of them atomic, and a
-# piece belongs to whoever took it out. A forked child has copies of its own, of the list and of the memory.
+# Memory that is kept as it is, and memory marked as free, the most recent last. A result may die at any time and in any
+# thread, also inside the functions below when the garbage collector runs, so that no lock may be held: only single operations
+# of a list, each of them atomic, and a piece belongs to whoever took it out. A forked child has copies of its own, of the
+# lists and of the memory.
+_warm: list[mmap.mmap] = []
 _kept: list[mmap.mmap] = []
 
 
@@ -73,9 +77,10 @@ def _order(x: Array) -> list[int]:
 def _memory(size: int) -> _Memory | None:
     """Memory of at least `size` bytes, or None where the system has none of this kind."""
     size = -(-size // _PAGE) * _PAGE
-    for piece in reversed(_kept.copy()):
-        if size <= len(piece) <= size + size // 8 and _take(piece):
-            return _Memory(piece)
+    for pieces in (_warm, _kept):
+        for piece in reversed(pieces.copy()):
+            if size <= len(piece) <= size + size // 8 and _take(piece, pieces):
+                return _Memory(piece)
     try:
         piece = mmap.mmap(-1, size, flags=_PRIVATE)
     except (OSError, ValueError, OverflowError):
@@ -86,26 +91,34 @@ def _memory(size: int) -> _Memory | None:
     return _Memory(piece)
 
 
-def _take(piece: mmap.mmap) -> bool:
-    """Take a piece out of those that are kept; False if somebody else has."""
+def _take(piece: mmap.mmap, pieces: list[mmap.mmap]) -> bool:
+    """Take a piece out of a list; False if somebody else has."""
     try:
-        _kept.remove(piece)  # compares identities first, and no two pieces are equal
+        pieces.remove(piece)  # compares identities first, and no two pieces are equal
     except ValueError:
         return False
     return True
 
 
 def _keep(piece: mmap.mmap) -> None:
-    """Keep a piece that nobody uses any more, if it may be kept, and let the oldest go."""
+    """Keep a piece that nobody uses any more, if it may be kept, and mark what has been kept for longest as free."""
     if len(piece) > KEPT or _FREE is None:
         return
-    try:
-        piece.madvise(_FREE)
-    except (OSError, ValueError):
-        return
-    _kept.append(piece)
-    while sum(map(len, _kept.copy())) > KEPT:
+    _warm.append(piece)
+    for oldest in _beyond(WARM, _warm):
         try:
-            _kept.pop(0)
+            oldest.madvise(_FREE)
+        except (OSError, ValueError):
+            continue
+        _kept.append(oldest)
+    for _ in _beyond(KEPT, _kept):
+        """Its memory is the system's again."""
+
+
+def _beyond(size: int, pieces: list[mmap.mmap]) -> Iterator[mmap.mmap]:
+    """Take the oldest pieces out of a list, until the rest has `size` bytes at most."""
+    while sum(map(len, pieces.copy())) > size:
+        try:
+            yield pieces.pop(0)
         except IndexError:
             return
