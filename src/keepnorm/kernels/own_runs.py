@@ -9,6 +9,7 @@ from keepnorm.kernels.traffic import until_aligned
 from keepnorm.kernels.vector import (
     WIDTH,
     affine_twice,
+    affine_twice_on_both,
     deviations,
     fill,
     floats,
@@ -47,13 +48,17 @@ def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
             w = singles(load_first(weight, a, i, k))
             b = singles(load_first(bias, a, i, k))
             save_first(y, yi, i, k, affine_twice(singles(load_first(x, xi, i, k)), f, r, c, w, b))
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
-            w = singles(load(weight, a, j))
-            b = singles(load(bias, a, j))
-            write(y, yi, j, affine_twice(singles(load(x, xi, j)), f, r, c, w, b), past)
-        i += k + whole
-        k = n - i
+        i += k
+        whole = (n - i) // (2 * WIDTH) * 2 * WIDTH
+        for j in range(i, i + whole, 2 * WIDTH):
+            values = singles(load(x, xi, j)), singles(load(x, xi + WIDTH, j))
+            w = singles(load(weight, a, j)), singles(load(weight, a + WIDTH, j))
+            b = singles(load(bias, a, j)), singles(load(bias, a + WIDTH, j))
+            one, other = affine_twice_on_both(values, f, r, c, w, b)
+            write(y, yi, j, one, past)
+            write(y, yi + WIDTH, j, other, past)
+        i += whole
+        k = WIDTH
 
 
 @exact
