@@ -55,11 +55,11 @@ class StartGoal:
 
 def goals() -> list[Goal | StartGoal]:
     """All rows, in the order of the table. Which rows are larger than the cache depends on the machine."""
-    large = [case for case in cases.TRAINING_OUT if case.nbytes >= machine.cache_bytes()]
+    large = [case for case in cases.TRAINING_OUT if case.nbytes >= machine.large_bytes()]
     reduced = [case for case in large if case.inner_is_reduced]
     kept = [case for case in large if not case.inner_is_reduced]
-    affine = [case for case in cases.AFFINE_OUT if case.nbytes >= machine.cache_bytes()]
-    moments = [case for case in cases.MOMENTS if case.nbytes >= machine.cache_bytes()]
+    affine = [case for case in cases.AFFINE_OUT if case.nbytes >= machine.large_bytes()]
+    moments = [case for case in cases.MOMENTS if case.nbytes >= machine.large_bytes()]
     norms = cases.LAYER + cases.RMS
     mean, slowest, largest = "geometric mean", "slowest", "largest"
     return [

@@ -52,6 +52,11 @@ def cache_bytes() -> int:
     return max(read or sizes)
 
 
+def large_bytes() -> int:
+    """The size from which on an array is no cache's: hundreds of MiB belong to a whole processor, of which this has a few cores."""
+    return min(cache_bytes(), 64 * 2**20)
+
+
 def free_bytes() -> int:
     """Free memory, or a lot where the system does not say."""
     names = getattr(os, "sysconf_names", {})
