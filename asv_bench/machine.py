@@ -53,7 +53,7 @@ def cache_bytes() -> int:
 
 
 def large_bytes() -> int:
-    """The size from which on an array is no cache's: hundreds of MiB belong to a whole processor, of which this has a few cores."""
+    """The size from which on an array is in no cache: one of hundreds of MiB serves a whole processor, not these few cores."""
     return min(cache_bytes(), 64 * 2**20)
 
 

@@ -1,11 +1,14 @@
 """Results so large that they are written past the caches: every value, at every alignment, and nothing beside them."""
 
+import ctypes
+import mmap
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.kernels.traffic import STREAM
+from keepnorm.kernels.traffic import FAR, STREAM
 
 # In each way to walk them, rows that end inside a cache line and, in even lanes, with one: (shape, kept axis). In float32,
 # each has more than STREAM bytes, and rows of more than ROW.
@@ -82,3 +85,33 @@ def test_backward_writes_what_small_results_have(walk, dtype):
         piece, given = (np.ascontiguousarray(a[part]) for a in (x, dy))
         expected = kn.normalize_vjp(piece, keep, weight, bias, moments=moments)[1](given)[0]
         assert dx[part].tobytes() == expected.tobytes()
+
+
+def before_a_wall(values):
+    """The same values in memory that ends where a page begins that nobody may touch."""
+    page = mmap.PAGESIZE
+    size = -(-values.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), 0) == 0
+    there = np.frombuffer(memory, values.dtype, values.size, size - values.nbytes).reshape(values.shape)
+    there[...] = values
+    return there
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="mprotect is POSIX")
+@pytest.mark.parametrize(
+    ("shape", "keep"), [((3, 3_000_017), 0), ((9, 3, 700, 500), 1), ((3_000_017, 3), 1), ((80_011, 128), 1)]
+)
+def test_what_is_asked_for_behind_the_end_is_not_read(shape, keep):
+    plain, other = (np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in (5, 6))
+    x, dy = before_a_wall(plain), before_a_wall(other)
+    assert x.nbytes >= FAR
+    weight, bias = np.random.default_rng(7).standard_normal((2, shape[keep]), dtype=np.float32)
+    answers = []
+    for a, b in ((x, dy), (plain, other)):
+        y, vjp = kn.normalize_vjp(a, keep, weight, bias)
+        answers.append(
+            [part.tobytes() for part in (y, vjp(b).x, kn.moments(a, keep).m2, kn.affine(a, weight, bias, keep=keep))]
+        )
+    assert answers[0] == answers[1]

@@ -12,7 +12,7 @@ What is called `centre` here is 0 for a cell whose mean has gone into its shift,
 
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.traffic import until_aligned
+from keepnorm.kernels.traffic import ask, ask_ahead, distance, until_aligned
 from keepnorm.kernels.vector import (
     WIDTH,
     deviations,
@@ -73,6 +73,8 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
     m = fill(centre)
     f = fill(w)
     b = fill(shift)
+    ahead = xi + distance(x, n)
+    far = ahead != xi
     i = 0
     k = until_aligned(y, yi, past)
     while i < n:
@@ -81,6 +83,8 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
             save_first(y, yi, i, k, scaled(deviations(load_first(x, xi, i, k), m), f, b))
         whole = (n - i - k) // WIDTH * WIDTH
         for j in range(i + k, i + k + whole, WIDTH):
+            if far:
+                ask(x, ahead + j)
             write(y, yi, j, scaled(deviations(load(x, xi, j), m), f, b), past)
         i += k + whole
         k = n - i
@@ -106,7 +110,10 @@ def scale_spans(x, xi, y, yi, spans, w, shift, lane, past):
     b6 = load(shift, lane, 6 * WIDTH)
     w7 = load(w, lane, 7 * WIDTH)
     b7 = load(shift, lane, 7 * WIDTH)
+    ahead = distance(x, spans * SPAN)
     for _ in range(spans):
+        if ahead != 0:
+            ask_ahead(x, xi + ahead, 0, 1, SPAN)
         write(y, yi, 0, scaled(uncentred(load(x, xi, 0), zero, y), w0, b0), past)
         write(y, yi, WIDTH, scaled(uncentred(load(x, xi, WIDTH), zero, y), w1, b1), past)
         write(y, yi, 2 * WIDTH, scaled(uncentred(load(x, xi, 2 * WIDTH), zero, y), w2, b2), past)
@@ -137,6 +144,7 @@ def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
             lane -= full if lane >= full else 0
         return
     k = least(until_aligned(y, yi, past), n)
+    ahead = distance(x, n)
     while i < n:
         if k > 0:
             d = uncentred(load_first(x, xi, i, k), load(centre, lane, 0), y)
@@ -151,6 +159,8 @@ def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
             lane -= full if lane >= full else 0
             whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
             for j in range(0, whole, WIDTH):
+                if ahead != 0:
+                    ask(x, xi + i + ahead + j)
                 d = uncentred(load(x, xi + i, j), load(centre, lane, j), y)
                 write(y, yi + i, j, scaled(d, load(w, lane, j), load(shift, lane, j)), past)
             i += whole

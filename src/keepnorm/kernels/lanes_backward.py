@@ -40,8 +40,10 @@ from keepnorm.kernels.scalars import (
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
 from keepnorm.kernels.traffic import (
+    ask,
     ask_ahead,
     ask_in_order,
+    distance,
     finish,
     is_large,
     streams,
@@ -117,6 +119,7 @@ def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
     scale = lanes[SCALE]
     slope = lanes[SLOPE]
     level = lanes[LEVEL]
+    ahead = distance(x, n)
     i = 0
     lane = 0
     k = least(until_aligned(dx, yi, past), n)
@@ -131,6 +134,9 @@ def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
             lane -= full if lane >= full else 0
             whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
             for j in range(0, whole, WIDTH):
+                if ahead != 0:
+                    ask(x, xi + i + ahead + j)
+                    ask(dy, zi + i + ahead + j)
                 d = centred_values(load(x, xi + i, j), load(mean, lane, j), load(low, lane, j))
                 g = floats(load(dy, zi + i, j))
                 result = fused(g, load(scale, lane, j), fused(d, load(slope, lane, j), load(level, lane, j)))

@@ -46,7 +46,9 @@ from keepnorm.kernels.scratch import allocate, have, release
 from keepnorm.kernels.shifts import first_shift, is_outlier, next_shift
 from keepnorm.kernels.traffic import (
     LINE,
+    ask,
     ask_ahead,
+    distance,
     finish,
     gathered,
     put,
@@ -75,8 +77,12 @@ def run_sums(x, start, n, shift):
     k = fill(shift)
     plain = shift == 0.0
     s = s2 = q = q2 = fill(0.0)
+    ahead = start + distance(x, n)
+    far = ahead != start
     i = 0
     while i + 2 * WIDTH <= n:
+        if far:
+            ask(x, ahead + i)
         d = unless(plain, load(x, start, i), k)
         e = unless(plain, load(x, start + WIDTH, i), k)
         s += d

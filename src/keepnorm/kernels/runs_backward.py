@@ -32,7 +32,7 @@ from keepnorm.kernels.scalars import (
     offset,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import ask_ahead, finish, streams, until_aligned
+from keepnorm.kernels.traffic import ask, ask_ahead, distance, finish, streams, until_aligned
 from keepnorm.kernels.vector import (
     WIDTH,
     centred_values,
@@ -58,8 +58,12 @@ def run_sums(x, xi, dy, zi, n, mean, low):
     m = fill(mean)
     e = fill(low)
     s = q = fill(0.0)
+    ahead = distance(x, n)
     i = 0
     while i + WIDTH <= n:
+        if ahead != 0:
+            ask(x, xi + ahead + i)
+            ask(dy, zi + ahead + i)
         g = floats(load(dy, zi, i))
         s += g
         q = fused(g, centred_values(load(x, xi, i), m, e), q)
@@ -106,6 +110,7 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
     f = fill(scale)
     b = fill(slope)
     c = fill(level)
+    ahead = distance(x, n)
     i = 0
     k = until_aligned(dx, yi, past)
     while i < n:
@@ -115,6 +120,9 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
             save_first(dx, yi, i, k, fused(floats(load_first(dy, zi, i, k)), f, fused(d, b, c)))
         whole = (n - i - k) // WIDTH * WIDTH
         for j in range(i + k, i + k + whole, WIDTH):
+            if ahead != 0:
+                ask(x, xi + ahead + j)
+                ask(dy, zi + ahead + j)
             d = centred_values(load(x, xi, j), m, e)
             write(dx, yi, j, fused(floats(load(dy, zi, j)), f, fused(d, b, c)), past)
         i += k + whole
