@@ -96,6 +96,31 @@ def first_ones(x, at, n, out):
     vector.save(out, 0, WIDTH, vector.floats(vector.load_first(x, 0, at, n)))
 
 
+@njit
+def learn(x, out):
+    vector.save(out, 0, 0, vector.larger(vector.floats(vector.load(x, 0, 0)), vector.load(out, 0, 0)))
+    vector.save(out, 0, WIDTH, vector.lost(vector.load(x, 0, 0)))
+    return vector.largest(vector.load(out, 0, 0))
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=name)
+@pytest.mark.parametrize("values", [
+    [0.1, -7.25, 0, -0.0, 65000, -1e-7, 3, 2],
+    [np.nan, np.inf, 1, 2, 3, 4, 5, 6],
+    [1e-320, 1e300, -1e39, 2.0**-149, 1, 1 + 2.0**-30, -3, 0.5],
+], ids=["usual", "not finite", "beyond float32"])  # fmt: skip
+def test_magnitudes_and_what_float32_loses(values, dtype):
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = np.array(values).astype(dtype)
+        wide = x.astype("f8")
+        right = np.abs(wide - wide.astype("f4"))
+    out = np.full(2 * WIDTH, 2.5)
+    greatest = learn(raw(x), out)
+    np.testing.assert_array_equal(out[:WIDTH], np.fmax(np.abs(wide), 2.5))
+    np.testing.assert_array_equal(out[WIDTH:], right)
+    assert greatest == out[:WIDTH].max()
+
+
 def page_before_a_wall():
     """A page of memory, with one behind it that nobody may touch."""
     size = mmap.PAGESIZE

@@ -18,7 +18,9 @@ from numba import types
 from numpy import float32, float64
 
 from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import M2, MEAN, OWN, SCALE
+from keepnorm.kernels.vector import WIDTH, fill, floats, larger, largest, load_first, lost, total
 
 # The largest bias and weight, and the largest mean in standard deviations times the weight: for float32 and for halves.
 MOST_BIAS, MOST_BIAS_OF_HALVES = 3.5, 2.0**8
@@ -49,15 +51,19 @@ def _largest_weight(x, y, plan, weight, bias):
     if y.dtype is types.float32:
         most, most_weight = MOST_BIAS, MOST_WEIGHT
 
-    def largest(x, y, plan, weight, bias):
-        own = plan[OWN] != 0
-        largest = 0.0
-        for i in range(weight.size if own else 0):
-            own &= abs(bias[i]) <= most and float32(bias[i]) == bias[i] and float32(weight[i]) == weight[i]
-            largest = max(largest, abs(float64(weight[i])))
-        return largest if own and largest <= most_weight else -1.0
+    def learn(x, y, plan, weight, bias):
+        n = weight.size if plan[OWN] != 0 else 0
+        w = b = rounded = fill(0.0)
+        for i in range(0, n, WIDTH):
+            one = load_first(weight, 0, i, least(WIDTH, n - i))
+            other = load_first(bias, 0, i, least(WIDTH, n - i))
+            w = larger(floats(one), w)
+            b = larger(floats(other), b)
+            rounded += lost(one) + lost(other)
+        enough = n > 0 and total(rounded) == 0.0 and largest(b) <= most and largest(w) <= most_weight
+        return largest(w) if enough else -1.0
 
-    return largest
+    return learn
 
 
 def float32_is_enough(y, state, cell, largest):

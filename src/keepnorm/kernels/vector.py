@@ -217,15 +217,55 @@ def total(typing, values):
     """The sum of eight float64, always in the same order: halves, quarters, the last two."""
 
     def generate(context, builder, signature, arguments):
-        (value,) = arguments
-        n = WIDTH
-        while n > 1:
-            n //= 2
-            half = [builder.shuffle_vector(value, value, _places(range(start, start + n))) for start in (0, n)]
-            value = builder.fadd(*half)
-        return builder.extract_element(value, Constant(_INT, 0))
+        return _halved(builder, arguments[0], builder.fadd)
 
     return types.float64(FLOATS), generate
+
+
+def _halved(builder, value, join):
+    """Eight values joined to one: each with that of the other half, until there is no other."""
+    n = WIDTH
+    while n > 1:
+        n //= 2
+        value = join(*(builder.shuffle_vector(value, value, _places(range(start, start + n))) for start in (0, n)))
+    return builder.extract_element(value, Constant(_INT, 0))
+
+
+@intrinsic
+def larger(typing, values, others):
+    """The larger of the magnitude of each of eight values and of the other; the other where a value is NaN."""
+
+    def generate(context, builder, signature, arguments):
+        return _larger(builder, _call(builder, "fabs", arguments[0]), arguments[1])
+
+    return FLOATS(FLOATS, FLOATS), generate
+
+
+def _larger(builder, one, other):
+    return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+
+
+@intrinsic
+def largest(typing, values):
+    """The largest of eight float64."""
+
+    def generate(context, builder, signature, arguments):
+        return _halved(builder, arguments[0], lambda one, other: _larger(builder, one, other))
+
+    return types.float64(FLOATS), generate
+
+
+@intrinsic
+def lost(typing, values):
+    """What each of eight values loses as a float32, in magnitude: 0 where it is one, NaN where it is not finite."""
+
+    def generate(context, builder, signature, arguments):
+        kind, (given,) = signature.args[0], arguments
+        wide = given if kind is FLOATS else _widened(builder, kind.dtype, given)
+        back = builder.fpext(builder.fptrunc(wide, _SINGLES), _DOUBLES)
+        return _call(builder, "fabs", builder.fsub(wide, back))
+
+    return FLOATS(values), generate
 
 
 def _places(indices):
