@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 LARGE = 1 << 22
 
 # Bytes that are kept as they are, and marked as free, at most; of several pieces the oldest goes first.
-WARM, KEPT = 1 << 26, 1 << 28
+WARM, KEPT = 1 << 27, 1 << 28
 
 # Whole huge pages.
 _PAGE = 1 << 21
