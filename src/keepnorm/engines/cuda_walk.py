@@ -201,10 +201,10 @@ def _scratch(device: Device, values: int, counters: int) -> tuple[Array, Array]:
         found = _scratch_of.get(key)
         if found is not None and found[0].shape[0] >= values and found[1].shape[0] >= counters:
             return found
-        with guarded((2 * values,), "float64"):
+        with guarded((_roomy(values),), "float64"):
             fresh = (
-                device.library.empty((2 * values,), "float64", device.like),
-                device.library.zeros(2 * counters, "int32", device.like),
+                device.library.empty((_roomy(values),), "float64", device.like),
+                device.library.zeros(_roomy(counters), "int32", device.like),
             )
         if device.library.capturing():
             return fresh  # its memory belongs to the graph
@@ -212,6 +212,11 @@ def _scratch(device: Device, values: int, counters: int) -> tuple[Array, Array]:
             _outgrown.append(found)
         _scratch_of[key] = fresh
         return fresh
+
+
+def _roomy(n: int) -> int:
+    """More than n: twice as much if that is little, so that it is not outgrown again and again."""
+    return n + max(min(n, 1 << 21), n // 4)
 
 
 _process = os.getpid()
