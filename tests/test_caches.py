@@ -1,5 +1,7 @@
 """What a machine's caches decide: the speed, and never a bit of an answer."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,15 @@ def test_a_cache_without_a_size_is_none(tmp_path):
     (tmp_path / "index0").mkdir()
     (tmp_path / "index0" / "level").write_text("2")
     assert caches.own_bytes(tmp_path) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the system does not say how much memory it has")
+def test_a_control_group_has_less_memory_than_the_machine(tmp_path):
+    whole = caches.memory_bytes([])
+    limit = tmp_path / "memory.max"
+    for text, expected in (("536870912\n", 1 << 29), ("max\n", whole), ("9223372036854771712\n", whole)):
+        limit.write_text(text)
+        assert caches.memory_bytes([limit, tmp_path / "not there"]) == expected
 
 
 @pytest.mark.parametrize(("shape", "keep"), [((64, 40, 14, 14), 1), ((16, 24, 30, 30), 1), ((50, 300), 0)], ids=str)

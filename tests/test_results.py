@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="the syst
 def none_kept(monkeypatch):
     """Small results count as large, and nothing is kept from other tests."""
     monkeypatch.setattr(results, "LARGE", 4096)
+    monkeypatch.setattr(results, "WARM", 1 << 27)
     forget()
     yield
     gc.collect()

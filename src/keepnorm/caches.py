@@ -1,8 +1,13 @@
-"""The caches of this machine, as far as the system tells: a matter of speed alone."""
+"""The caches and the memory of this machine, as far as the system tells: a matter of speed alone."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
+
+# What a control group may use, in both versions of Linux's.
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 # From here on the cache of a core's own is large. What is behind it is then shared by many cores and slow, so that data which
@@ -30,6 +35,26 @@ def own_bytes(folder: Path = _FOLDER) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+def memory_bytes(limits: Iterable[Path] = _LIMITS) -> int:
+    """The memory of this machine, or of the control group that this process is in; 0 where the system does not say.
+
+    Examples
+    --------
+    >>> memory_bytes() >= 0
+    True
+    """
+    known = getattr(os, "sysconf_names", {})
+    sizes = []
+    if "SC_PHYS_PAGES" in known and "SC_PAGE_SIZE" in known:
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in limits:
+        try:
+            sizes.append(int(path.read_text()))
+        except (OSError, ValueError):  # there is none, or "max"
+            continue
+    return max(0, min(sizes, default=0))
 
 
 def _bytes(text: str) -> int:

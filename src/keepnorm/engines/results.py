@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from keepnorm.caches import memory_bytes
+
 Array = np.ndarray[Any, Any]
 
 # Bytes of a result from which on its memory is kept; smaller ones are mostly in the allocator's heap.
 LARGE = 1 << 22
 
-# Bytes that are kept as they are, and marked as free, at most; of several pieces the oldest goes first.
-WARM, KEPT = 1 << 27, 1 << 28
+# Bytes that are kept as they are (less where memory is scarce), and marked as free, at most; of several pieces the oldest goes
+# first.
+WARM, KEPT = min(1 << 27, memory_bytes() // 64), 1 << 28
 
 # Whole huge pages.
 _PAGE = 1 << 21
