@@ -115,7 +115,7 @@ def _keep(piece: mmap.mmap) -> None:
             continue
         _kept.append(oldest)
     for _ in _beyond(KEPT, _kept):
-        """Its memory is the system's again."""
+        pass  # nobody has it any more: its memory is the system's
 
 
 def _beyond(size: int, pieces: list[mmap.mmap]) -> Iterator[mmap.mmap]:

@@ -73,8 +73,7 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
     m = fill(centre)
     f = fill(w)
     b = fill(shift)
-    ahead = xi + distance(x, n)
-    far = ahead != xi
+    ahead = distance(x, n)
     i = 0
     k = until_aligned(y, yi, past)
     while i < n:
@@ -83,8 +82,8 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
             save_first(y, yi, i, k, scaled(deviations(load_first(x, xi, i, k), m), f, b))
         whole = (n - i - k) // WIDTH * WIDTH
         for j in range(i + k, i + k + whole, WIDTH):
-            if far:
-                ask(x, ahead + j)
+            if ahead != 0:
+                ask(x, xi + ahead + j)
             write(y, yi, j, scaled(deviations(load(x, xi, j), m), f, b), past)
         i += k + whole
         k = n - i

@@ -77,12 +77,11 @@ def run_sums(x, start, n, shift):
     k = fill(shift)
     plain = shift == 0.0
     s = s2 = q = q2 = fill(0.0)
-    ahead = start + distance(x, n)
-    far = ahead != start
+    ahead = distance(x, n)
     i = 0
     while i + 2 * WIDTH <= n:
-        if far:
-            ask(x, ahead + i)
+        if ahead != 0:
+            ask(x, start + ahead + i)
         d = unless(plain, load(x, start, i), k)
         e = unless(plain, load(x, start + WIDTH, i), k)
         s += d
