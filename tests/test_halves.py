@@ -34,6 +34,29 @@ def test_a_half_is_the_float64_result_rounded(dtype, offset, shape, keep):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["runs", "lanes"])
+def test_rows_of_every_length_and_in_place(dtype, order):
+    """Rows end anywhere in sixteen or thirty-two values, which are read before the results beside them are written."""
+    rng = np.random.default_rng(8)
+    for n in (*range(1, 101), 127, 128, 129, 159, 160, 161, 191, 193):
+        x = (rng.standard_normal((3, 2, n)) + 1).astype(dtype)
+        w, b = rng.random((2, 2)).astype(dtype)
+        right = exact(x, 1, w, b)
+        limit = ulp(np.maximum(np.abs(right), 1.0), "float32") * 4 + ulp(right, dtype) * 0.5001
+        x = np.ascontiguousarray(x.transpose(order))
+        keep = order.index(1)
+        y = kn.normalize(x, keep, w, b)
+        assert np.all(np.abs(y.transpose(np.argsort(order)).astype("f8") - right) <= limit), n
+        memory = np.full(x.size + 40, 5, dtype)
+        for start in (1, 16, 19):
+            there = memory[start : start + x.size].reshape(x.shape)
+            there[...] = x
+            assert kn.normalize(there, keep, w, b, out=there).tobytes() == y.tobytes(), n
+            assert (np.delete(memory, slice(start, start + x.size)) == 5).all(), n
+            there[...] = 5
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 def test_the_same_bits_in_every_layout(dtype):
     rng = np.random.default_rng(6)
     x = (rng.standard_normal((33, 12, 150)) + 3).astype(dtype)

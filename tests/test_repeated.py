@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ import keepnorm as kn
 from keepnorm.engines import host
 
 SHAPE = (6, 20, 8)
+HALVES = [np.float16, ml_dtypes.bfloat16]
 CALLS = {
     "normalize": lambda x, w, b: kn.normalize(x, 1, w, b),
     "batch_norm": lambda x, w, b: kn.batch_norm(x, w, b, channel=1),
@@ -19,11 +21,11 @@ CALLS = {
 }
 
 
-def arrays():
-    """x, weight and bias, in float32 and C order: the usual call."""
+def arrays(dtype=np.float32):
+    """x, weight and bias, in a narrow float and C order: the usual call."""
     rng = np.random.default_rng(0)
-    x = rng.normal(3, 2, SHAPE).astype(np.float32)
-    return x, rng.normal(1, 0.1, 20).astype(np.float32), rng.normal(0, 0.1, 20).astype(np.float32)
+    x = rng.normal(3, 2, SHAPE).astype(dtype)
+    return x, rng.normal(1, 0.1, 20).astype(dtype), rng.normal(0, 0.1, 20).astype(dtype)
 
 
 def read_only(a):
@@ -52,16 +54,24 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("dtype", [np.float32, *HALVES], ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("name", CALLS)
-def test_other_arrays_after_the_usual_ones(name, given):
+def test_other_arrays_after_the_usual_ones(name, dtype, given):
     call = CALLS[name]
-    x, w, b = arrays()
+    x, w, b = arrays(dtype)
     w, b = (a if said else None for a, said in zip((w, b), given, strict=True))
     expected = call(x, w, b)
-    for other in OTHERS.values():
+    atol = 1e-6 if dtype is np.float32 else 4 * float(np.finfo(dtype).eps if dtype is np.float16 else 2.0**-7)
+    others = {**OTHERS, "float32": lambda a: a.astype(np.float32)}
+    if dtype not in (np.float32, np.float16):
+        del others["byte-swapped"]  # ml_dtypes has none
+    for other in others.values():
         for y in (call(other(x), w, b), call(x, *(None if a is None else other(a) for a in (w, b))), call(x, w, b)):
-            np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(np.asarray(y, np.float64), np.asarray(expected, np.float64), rtol=0, atol=atol)
     assert call(x, w, b).tobytes() == expected.tobytes()
+    if given != (False, False):
+        singles = (None if a is None else a.astype(np.float32) for a in (w, b))
+        assert call(x, *singles).tobytes() == expected.tobytes(), "a half as a float32 is the same number"
     assert call(-x, w, b).tobytes() != expected.tobytes()
 
 
@@ -110,6 +120,25 @@ def test_a_call_with_an_output_is_kept_too(monkeypatch):
     assert used == [1, 1]
     kn.normalize(x, 1, w, b, out=x[:])
     assert used == [1, 1], "memory that is shared takes the longer way"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_calls_of_halves_are_kept_too_each_dtype_apart(given, monkeypatch):
+    monkeypatch.setattr(host, "_READY", {})
+    for n, dtype in enumerate((np.float32, *HALVES), 1):
+        x, w, b = arrays(dtype)
+        w, b = (w, b) if given else (None, None)
+        expected = kn.normalize(x, 1, w, b)
+        assert len(host._READY) == n
+        used = []
+        (key,) = (key for key in host._READY if key[1] == x.dtype)
+        start = host._READY[key].start
+        monkeypatch.setitem(host._READY, key, host._READY[key]._replace(start=lambda *a, s=start, u=used: u.append(s(*a))))
+        again = kn.normalize(x, 1, w, b)
+        out = kn.normalize(x, 1, w, b, out=np.empty_like(x))
+        assert len(used) == 2
+        assert again.dtype == out.dtype == x.dtype
+        assert again.tobytes() == out.tobytes() == expected.tobytes()
 
 
 def test_parameters_and_arrays_of_a_call_are_not_kept(monkeypatch):

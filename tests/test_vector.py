@@ -8,12 +8,13 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import llvmlite.binding as llvm
 import ml_dtypes
 import numpy as np
 import pytest
 from numba import njit
 
-from keepnorm.kernels import vector
+from keepnorm.kernels import compile, vector
 from keepnorm.kernels.records import BFLOAT16, FLOAT16
 
 WIDTH = vector.WIDTH
@@ -205,6 +206,29 @@ def test_sums_have_one_order_and_operators_are_what_they_say():
     assert (out[2 * WIDTH :] == a * 3.0 + ((a + 3.0) + a - 3.0) * 3.0).all()
 
 
+def test_float16_is_converted_by_the_older_instruction_where_there_is_a_slower_one():
+    class Codegen:
+        _tm = None
+
+        @staticmethod
+        def _customize_tm_options(options):
+            features = "+avx512f,+avx512vl,+avx512bw,+f16c,+avx512fp16"
+            options |= {"cpu": "sapphirerapids", "features": features, "jit": True}
+
+    if "x86" not in llvm.Target.from_default_triple().name:
+        pytest.skip("asks for x86's instructions")
+    code = llvm.parse_assembly("""
+        define <8 x double> @widened(ptr %p) {
+            %half = load <8 x half>, ptr %p
+            %double = fpext <8 x half> %half to <8 x double>
+            ret <8 x double> %double
+        }
+    """)
+    text = compile._machine(Codegen).emit_assembly(code)
+    assert "vcvtph2ps\t" in text
+    assert "vcvtps2pd" in text
+
+
 OTHER_PROCESSOR = """
 import numpy as np
 import keepnorm as kn
@@ -218,6 +242,14 @@ for dtype in (np.float32, np.float64, np.int64, np.uint8):
         y, vjp = kn.normalize_vjp(x, 1)
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
         np.testing.assert_allclose(vjp(np.ones_like(y))[0], 0, atol=1e-5)
+for dtype in HALVES:
+    for shape in ((9, 21, 150), (50, 21, 3), (9, 5, 7)):
+        x = rng.standard_normal(shape).astype(dtype)
+        exact = x.astype(np.float64)
+        expected = (exact - exact.mean((0, 2), keepdims=True)) / np.sqrt(exact.var((0, 2), keepdims=True) + 1e-5)
+        y = kn.normalize(x, 1, out=x).astype(np.float64)
+        half_a_place = 2.0**-11 if dtype is np.float16 else 2.0**-8
+        assert (abs(y - expected) <= np.maximum(abs(expected), 2.0**-10) * half_a_place * 1.01).all()
 print("done")
 """
 
@@ -226,6 +258,7 @@ print("done")
 @pytest.mark.parametrize(("processor", "features"), [("x86-64", ""), ("haswell", "+avx,+avx2,+fma,+f16c")])
 def test_processors_with_shorter_vectors(processor, features, tmp_path):
     chosen = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", OTHER_PROCESSOR]
+    halves = "(np.float16, bfloat16)" if "f16c" in features else "(bfloat16,)"
+    command = [sys.executable, "-c", f"from ml_dtypes import bfloat16{OTHER_PROCESSOR.replace('HALVES', halves)}"]
     run = subprocess.run(command, env=os.environ | chosen, capture_output=True, text=True, timeout=600, check=False)
     assert run.stdout == "done\n", run.stderr[-2000:]

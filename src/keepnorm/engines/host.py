@@ -7,7 +7,19 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import STATE_ROWS, UNIT, Walk, apart, flat, parameters_for, plain, readable, state_of, walk
+from keepnorm.engines.memory import (
+    STATE_ROWS,
+    UNIT,
+    Walk,
+    apart,
+    flat,
+    is_half,
+    parameters_for,
+    plain,
+    readable,
+    state_of,
+    walk,
+)
 from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import SERIAL, threads_for
@@ -28,8 +40,8 @@ _NO_PART = np.empty((1, 4, 1))
 _NO_OUTPUT = np.empty(1, np.float32)
 _SINGLE = np.dtype(np.float32)
 
-# What is known of the calls of before, by the identity of their axes and by which parameters are missing.
-_READY: dict[tuple[int, bool, bool], "_Ready"] = {}
+# What is known of the calls of before, by the identity of their axes, their dtype, and by which parameters are missing.
+_READY: dict[tuple[int, np.dtype[Any], bool, bool], "_Ready"] = {}
 _MOST_READY = 4096
 
 # Values of a result that is surely not large: small calls ask no further.
@@ -77,7 +89,7 @@ def normalize(
 ) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
     usual = moments is None and where is None and _is_usual(x, weight, bias, out)
-    ready = _READY.get((id(axes), weight is None, bias is None)) if usual else None
+    ready = _READY.get((id(axes), x.dtype, weight is None, bias is None)) if usual else None
     if ready is not None:
         threads = threads_for(x.size)
         if threads <= ready.tasks:
@@ -92,7 +104,7 @@ def normalize(
 
 
 class _Ready(NamedTuple):
-    """A call of float32 arrays in C order that a kernel serves in one stage: all of it but x and the parameters given."""
+    """A call of arrays in C order that a kernel serves in one stage: all of it but x and the parameters given."""
 
     axes: Axes  # held, so that its id stays its own
     start: Callable[..., None]
@@ -108,9 +120,9 @@ class _Ready(NamedTuple):
         """The normalised array."""
         y = out
         if y is None:
-            y = np.empty(x.shape, _SINGLE) if x.size < _FEW else empty_like(x, _SINGLE)
-        w = self.weight if weight is None else weight
-        b = self.bias if bias is None else bias
+            y = np.empty(x.shape, x.dtype) if x.size < _FEW else empty_like(x, x.dtype)
+        w = self.weight if weight is None else weight if weight.dtype is _SINGLE else weight.astype(_SINGLE)
+        b = self.bias if bias is None else bias if bias.dtype is _SINGLE else bias.astype(_SINGLE)
         steps = self.steps
         state = np.empty((STATE_ROWS, steps.cells))
         arguments = (x, y, steps.integers, steps.kept, steps.outer, _NO_PART, state, w, b, eps, center)
@@ -119,19 +131,20 @@ class _Ready(NamedTuple):
 
 
 def _is_usual(x: Array, weight: Array | None, bias: Array | None, out: Array | None) -> bool:
-    """Whether arrays are float32 and in C order, and `out` is x itself or apart from all of them.
+    """Whether all arrays are narrow floats in C order, and `out` is x itself or apart from the others.
 
     An array that is marked as read-only takes the longer way.
     """
+    dtype = x.dtype
     return (
-        x.dtype is _SINGLE
+        (dtype is _SINGLE or is_half(dtype))
         and x.flags.carray
-        and (weight is None or (weight.dtype is _SINGLE and weight.flags.carray))
-        and (bias is None or (bias.dtype is _SINGLE and bias.flags.carray))
+        and (weight is None or ((weight.dtype is _SINGLE or is_half(weight.dtype)) and weight.flags.carray))
+        and (bias is None or ((bias.dtype is _SINGLE or is_half(bias.dtype)) and bias.flags.carray))
         and (
             out is None
             or (
-                out.dtype is _SINGLE
+                out.dtype is dtype
                 and out.flags.carray
                 and (out is x or apart(x, out))
                 and (weight is None or apart(weight, out))
@@ -149,10 +162,10 @@ def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) 
     if not steps.fused or not steps.affine_in_order:
         return
     w, b = parameters_for(steps, weight, bias, x, True)
-    dtypes, arguments = _arguments(x, x, steps, np.empty((STATE_ROWS, steps.cells)), (w, b), 0.0, True)
+    dtypes, arguments = _arguments(flat(x), flat(x), steps, np.empty((STATE_ROWS, steps.cells)), (w, b), 0.0, True)
     if len(_READY) >= _MOST_READY:
         _READY.clear()
-    _READY[id(axes), weight is None, bias is None] = _Ready(
+    _READY[id(axes), x.dtype, weight is None, bias is None] = _Ready(
         axes,
         start,
         entry_for(steps.family, dtypes, arguments),

@@ -260,11 +260,14 @@ def parameters(steps: Walk, weight: Array | None, bias: Array | None) -> tuple[A
 
 
 def parameters_for(steps: Walk, weight: Array | None, bias: Array | None, y: Array, new: bool) -> tuple[Array, Array]:
-    """The same for kernels that widen float32 and write y: such parameters are not copied, unless y may be their memory."""
+    """The same for kernels that widen float32 and write y: such parameters are not copied, unless y may be their memory.
+
+    Halves become float32.
+    """
     if y.dtype is not _DOUBLE:
         if weight is None and bias is None:
             return UNIT
-        w, b = (UNIT[0] if weight is None else weight), (UNIT[1] if bias is None else bias)
+        w, b = (UNIT[0] if weight is None else single(weight)), (UNIT[1] if bias is None else single(bias))
         if steps.affine_in_order and _is_plain(w) and _is_plain(b) and (new or (apart(w, y) and apart(b, y))):
             w = w if w is not UNIT[0] else np.ones(b.size, _SINGLE)
             return w, b if b is not UNIT[1] else np.zeros(w.size, _SINGLE)
@@ -274,6 +277,17 @@ def parameters_for(steps: Walk, weight: Array | None, bias: Array | None, y: Arr
 def apart(a: Array, b: Array) -> bool:
     """Whether two arrays surely share no memory: each has its own, or one ends before the other begins."""
     return a is not b and ((a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b))
+
+
+@cache
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype that kernels take is float16 or bfloat16, whose kind is that of a void."""
+    return dtype.itemsize == 2 and dtype.kind in "fV" and dtype.isnative
+
+
+def single(values: Array) -> Array:
+    """Halves as float32 in C order; other values as they are."""
+    return values.astype(_SINGLE, "C") if is_half(values.dtype) else values
 
 
 def _is_plain(values: Array) -> bool:

@@ -62,12 +62,6 @@ def fold_lanes(x, y, n, mean, w, shift, centre):
 
 
 @exact
-def nothing(x, y, plan, weight, bias):
-    """What the affine step of whole cells wants to know of the parameters before it begins."""
-    return 0.0
-
-
-@exact
 def scale_run(x, xi, y, yi, n, centre, w, shift, past):
     """Normalise a run with one factor and one shift."""
     m = fill(centre)

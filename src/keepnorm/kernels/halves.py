@@ -13,7 +13,22 @@ from numba import types
 from numba.extending import intrinsic
 from numpy import float32, uint32
 
+from keepnorm.kernels import vector
 from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.half_vectors import (
+    BOTH,
+    COUNT,
+    fill,
+    load,
+    load_both,
+    load_first,
+    moved,
+    moved_both,
+    save_first,
+    write,
+    write_both,
+)
+from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
     AFFINE,
     INNER_AFFINE,
@@ -22,7 +37,11 @@ from keepnorm.kernels.scalars import (
     half_to_float,
     store,
 )
-from keepnorm.kernels.vector import deviations, load, load_first, save_first, scaled
+from keepnorm.kernels.traffic import ask, distance, until_aligned
+from keepnorm.kernels.vector import deviations, scaled
+
+# Rows of the float32 parts of lanes.
+HIGH, FACTOR, REST, FIT, PARTS = range(5)
 
 # x - high must not overflow, nor w lose its digits, and 2^-23 of the bias must be far below the last place of a result near 1.
 MOST_MEAN = 2.0**103
@@ -56,7 +75,7 @@ def _are_halves(x, y):
     return isinstance(x.dtype, types.Record) and isinstance(y.dtype, types.Record)
 
 
-def narrow_steps(x, y, plan, outer):
+def narrow_steps(x, y, plan, outer, weight, bias):
     """Whether the affine step goes through float32: for halves whose weights hold for whole cells.
 
     It depends on nothing that a memory layout or a batch size could change, so that the bits do not either.
@@ -64,11 +83,11 @@ def narrow_steps(x, y, plan, outer):
 
 
 @variant(narrow_steps)
-def _narrow_steps(x, y, plan, outer):
+def _narrow_steps(x, y, plan, outer, weight, bias):
     if not _are_halves(x, y):
-        return lambda x, y, plan, outer: False  # noqa: ARG005
+        return lambda x, y, plan, outer, weight, bias: False  # noqa: ARG005
 
-    def of_whole_cells(x, y, plan, outer):
+    def of_whole_cells(x, y, plan, outer, weight, bias):
         whole = plan[INNER_AFFINE] == 0 and plan[REDUCED_AFFINE] == 0
         for a in range(outer.shape[0]):
             whole &= outer[a, AFFINE] == 0
@@ -103,82 +122,133 @@ def _fits(mean, w, shift):
 
 
 @exact
-def _run(x, xi, y, yi, n, mean, w, shift):
-    high = float32(mean)
-    factor = float32(w)
-    rest = float32(_rest(mean, w, shift))
-    source = x[xi : xi + n]
-    target = y[yi : yi + n]
-    for i in range(n):
-        store(target, i, _fma(_single(source[i]) - high, factor, rest))
+def _run(x, xi, y, yi, n, mean, w, shift, past):
+    high = fill(float32(mean))
+    factor = fill(float32(w))
+    rest = fill(float32(_rest(mean, w, shift)))
+    if n < BOTH:
+        for i in range(0, n, COUNT):
+            k = least(COUNT, n - i)
+            save_first(y, yi, i, k, moved(load_first(x, xi, i, k), high, factor, rest))
+        return
+    # What is left at both ends overlaps the rest, so it is read before anything is written: y may be x itself.
+    head = until_aligned(y, yi, past, BOTH)
+    start = end = moved_both(load_both(x, xi, n - BOTH), high, factor, rest)
+    if head > 0:
+        start = moved_both(load_both(x, xi, 0), high, factor, rest)
+    ahead = distance(x, n)
+    whole = (n - head) // BOTH * BOTH
+    for i in range(head, head + whole, BOTH):
+        if ahead != 0:
+            ask(x, xi + ahead + i)
+        write_both(y, yi, i, moved_both(load_both(x, xi, i), high, factor, rest), past)
+    if head > 0:
+        write_both(y, yi, 0, start, False)
+    if head + whole < n:
+        write_both(y, yi, n - BOTH, end, False)
 
 
-def narrow_run(x, xi, y, yi, n, mean, w, shift):
+def narrow_run(x, xi, y, yi, n, mean, w, shift, past):
     """Normalise a contiguous run of halves with one factor and one shift."""
 
 
 @variant(narrow_run)
-def _narrow_run(x, xi, y, yi, n, mean, w, shift):
+def _narrow_run(x, xi, y, yi, n, mean, w, shift, past):
     if _are_halves(x, y):
-        return lambda x, xi, y, yi, n, mean, w, shift: _run(x, xi, y, yi, n, mean, w, shift)
-    return lambda x, xi, y, yi, n, mean, w, shift: None  # noqa: ARG005
+        return lambda x, xi, y, yi, n, mean, w, shift, past: _run(x, xi, y, yi, n, mean, w, shift, past)
+    return lambda x, xi, y, yi, n, mean, w, shift, past: None  # noqa: ARG005
 
 
-def set_parts(x, mean, w, shift, high, factor, rest, fit):
-    """Work out the float32 parts of every lane from its mean, factor and shift, and 1.0 where they fit; say if all do."""
+def set_parts(x, mean, w, shift, parts):
+    """Work out the float32 parts of cells from their means, factors and shifts, and 1.0 where they fit; say if all do."""
 
 
 @variant(set_parts)
-def _set_parts_of(x, mean, w, shift, high, factor, rest, fit):
+def _set_parts_of(x, mean, w, shift, parts):
     if isinstance(x.dtype, types.Record):
-        return lambda x, mean, w, shift, high, factor, rest, fit: _set_parts(mean, w, shift, high, factor, rest, fit)  # noqa: ARG005
-    return lambda x, mean, w, shift, high, factor, rest, fit: False  # noqa: ARG005
+        return lambda x, mean, w, shift, parts: _set_parts(mean, w, shift, parts)  # noqa: ARG005
+    return lambda x, mean, w, shift, parts: False  # noqa: ARG005
 
 
 @exact
-def _set_parts(mean, w, shift, high, factor, rest, fit):
+def _set_parts(mean, w, shift, parts):
     every = True
-    for i in range(high.size):
-        high[i] = float32(mean[i])
-        factor[i] = float32(w[i])
-        rest[i] = float32(_rest(mean[i], w[i], shift[i]))
-        own = _fits(mean[i], w[i], shift[i])
-        fit[i] = float32(1.0 if own else 0.0)
+    for k in range(mean.size):
+        parts[HIGH, k] = float32(mean[k])
+        parts[FACTOR, k] = float32(w[k])
+        parts[REST, k] = float32(_rest(mean[k], w[k], shift[k]))
+        own = _fits(mean[k], w[k], shift[k])
+        parts[FIT, k] = float32(1.0 if own else 0.0)
         every &= own
     return every
 
 
 @exact
-def _row(x, xi, y, yi, n, high, factor, rest):
-    source = x[xi : xi + n]
-    target = y[yi : yi + n]
-    for i in range(n):
-        store(target, i, _fma(_single(source[i]) - high[i], factor[i], rest[i]))
+def _rows(x, xi, y, yi, n, full, parts, past):
+    high = parts[HIGH]
+    factor = parts[FACTOR]
+    rest = parts[REST]
+    start = moved(load(x, xi, 0), load(high, 0, 0), load(factor, 0, 0), load(rest, 0, 0))
+    lane = (n - COUNT) % full
+    end = moved(load(x, xi, n - COUNT), load(high, lane, 0), load(factor, lane, 0), load(rest, lane, 0))
+    ahead = distance(x, n)
+    head = lane = i = until_aligned(y, yi, past, COUNT)
+    while i + COUNT <= n:
+        lane -= full if lane >= full else 0
+        whole = least((full - lane + COUNT - 1) // COUNT, (n - i) // COUNT) * COUNT
+        for j in range(0, whole, COUNT):
+            if ahead != 0:
+                ask(x, xi + i + ahead + j)
+            values = moved(load(x, xi + i, j), load(high, lane, j), load(factor, lane, j), load(rest, lane, j))
+            write(y, yi + i, j, values, past)
+        i += whole
+        lane += whole
+    if head > 0:
+        write(y, yi, 0, start, False)
+    if i < n:
+        write(y, yi, n - COUNT, end, False)
 
 
 @exact
-def _mixed_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit):
-    for i in range(n):
-        if fit[i] != 0.0:
-            store(y, yi + i, _fma(_single(x[xi + i]) - high[i], factor[i], rest[i]))
-        else:
-            d = deviations(load_first(x, xi, i, 1), load(centre, 0, i))
-            save_first(y, yi, i, 1, scaled(d, load(w, 0, i), load(shift, 0, i)))
+def _short_row(x, xi, y, yi, n, parts):
+    high, factor, rest = load(parts[HIGH], 0, 0), load(parts[FACTOR], 0, 0), load(parts[REST], 0, 0)
+    save_first(y, yi, 0, n, moved(load_first(x, xi, 0, n), high, factor, rest))
 
 
-def narrow_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every):
-    """Normalise one row of halves, each lane with the parts that `set_parts` has written, if they fit."""
+def mixed_row(x, xi, y, yi, n, centre, w, shift, parts):
+    """Normalise a row of halves of which some lanes fit: these with their parts, the others in float64."""
 
 
-@variant(narrow_row)
-def _narrow_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every):
+@variant(mixed_row)
+def _mixed_row_of(x, xi, y, yi, n, centre, w, shift, parts):
     if not _are_halves(x, y):
-        return lambda x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every: None  # noqa: ARG005
+        return lambda x, xi, y, yi, n, centre, w, shift, parts: None  # noqa: ARG005
+    return lambda x, xi, y, yi, n, centre, w, shift, parts: _mixed_row(x, xi, y, yi, n, centre, w, shift, parts)
 
-    def row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit, every):
-        if every:
-            _row(x, xi, y, yi, n, high, factor, rest)
+
+@exact
+def _mixed_row(x, xi, y, yi, n, centre, w, shift, parts):
+    for i in range(n):
+        if parts[FIT, i] != 0.0:
+            store(y, yi + i, _fma(_single(x[xi + i]) - parts[HIGH, i], parts[FACTOR, i], parts[REST, i]))
         else:
-            _mixed_row(x, xi, y, yi, n, centre, w, shift, high, factor, rest, fit)
+            d = deviations(vector.load_first(x, xi, i, 1), vector.load(centre, 0, i))
+            vector.save_first(y, yi, i, 1, scaled(d, vector.load(w, 0, i), vector.load(shift, 0, i)))
 
-    return row
+
+def narrow_rows(x, xi, y, yi, n, full, parts, past):
+    """Normalise n halves, rows of `full` lanes that follow each other, with parts that fit; one row if it has few lanes."""
+
+
+@variant(narrow_rows)
+def _narrow_rows(x, xi, y, yi, n, full, parts, past):
+    if not _are_halves(x, y):
+        return lambda x, xi, y, yi, n, full, parts, past: None  # noqa: ARG005
+
+    def rows(x, xi, y, yi, n, full, parts, past):
+        if n < COUNT:
+            _short_row(x, xi, y, yi, n, parts)
+        else:
+            _rows(x, xi, y, yi, n, full, parts, past)
+
+    return rows

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from keepnorm.kernels.affine import fold_lanes, nothing, scale_rows
+from keepnorm.kernels.affine import fold_lanes, scale_rows
 from keepnorm.kernels.compile import exact, helper
-from keepnorm.kernels.halves import narrow_row, narrow_steps, set_parts
+from keepnorm.kernels.half_vectors import COUNT
+from keepnorm.kernels.halves import PARTS, mixed_row, narrow_rows, narrow_steps, set_parts
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
     AFFINE,
@@ -51,7 +52,6 @@ from keepnorm.kernels.traffic import (
     put,
     streams,
     tile_of,
-    wants_line,
 )
 from keepnorm.kernels.vector import (
     WIDTH,
@@ -150,11 +150,11 @@ def spread(row, cells, short, fold):
 
 
 @helper
-def spread_round(row, cells, short, fold):
-    """The same, and the first eight lanes once more behind the last, for eight values that end in the next row."""
+def spread_round(row, cells, short, fold, count):
+    """The same, and the first `count` lanes once more behind the last, for as many values that end in the next row."""
     spread(row, cells, short, fold)
     full = fold * cells * short
-    for i in range(WIDTH):
+    for i in range(count):
         row[full + i] = row[i]
 
 
@@ -212,55 +212,66 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
             break
 
 
-@helper
-def set_lanes(y, plan, cell, cells, state, known, lanes, parts):
-    """Spread the means of `cells` cells over their lanes."""
-    for k in range(cells):
-        lanes[LANE_MEAN, k] = state[MEAN, cell + k]
-    spread_round(lanes[LANE_MEAN], cells, plan[LANE_REDUCED], plan[FOLD])
-
-
 @exact
-def set_affine(plan, cell, a, cells, state, weight, bias, lanes):
-    """Join the scale of every cell with its weight and bias, from affine index `a` on, and spread them over the lanes."""
-    short = plan[LANE_REDUCED]
-    fold = plan[FOLD]
+def join(plan, cell, a, cells, own, state, weight, bias, lanes):
+    """Join the scale of every cell with its weight and bias, from affine index `a` on; `own` of its lanes have their own."""
+    mean = lanes[LANE_MEAN]
     scale = lanes[LANE_SCALE]
     shift = lanes[LANE_SHIFT]
-    own = short if plan[REDUCED_AFFINE] != 0 else 1  # how many lanes of a cell have a weight of their own
     for k in range(cells):
         j = a + k * plan[KEPT_AFFINE]
         for r in range(own):
             lane = k * own + r
+            mean[lane] = state[MEAN, cell + k]
             scale[lane] = state[SCALE, cell + k] * weight[j + r * plan[REDUCED_AFFINE]]
             shift[lane] = bias[j + r * plan[REDUCED_AFFINE]] - state[LOW, cell + k] * scale[lane]
-    spread_round(scale, cells * own, short // own, fold)
-    spread_round(shift, cells * own, short // own, fold)
+
+
+@exact
+def set_lanes(x, y, plan, cell, a, cells, state, weight, bias, narrow, lanes, parts):
+    """Spread over the lanes of some cells what their steps in float32 need, if these are `narrow`; say if that is enough."""
+    if narrow:
+        join(plan, cell, a, cells, 1, state, weight, bias, lanes)
+        narrow = set_parts(x, lanes[LANE_MEAN, :cells], lanes[LANE_SCALE, :cells], lanes[LANE_SHIFT, :cells], parts)
+        for row in range(PARTS):
+            spread_round(parts[row], cells, plan[LANE_REDUCED], plan[FOLD], COUNT)
+    return narrow
+
+
+@exact
+def set_affine(x, y, plan, cell, a, cells, state, weight, bias, mixed, lanes):
+    """Spread the factors, shifts and centres of cells over their lanes, and say whether every mean has gone into its shift."""
+    short = plan[LANE_REDUCED]
+    own = short if plan[REDUCED_AFFINE] != 0 else 1
+    join(plan, cell, a, cells, own, state, weight, bias, lanes)
+    n = cells * own
+    folded = fold_lanes(x, y, n, lanes[LANE_MEAN], lanes[LANE_SCALE], lanes[LANE_SHIFT], lanes[LANE_CENTRE])
+    spread_round(lanes[LANE_SCALE], n, short // own, plan[FOLD], WIDTH)
+    spread_round(lanes[LANE_SHIFT], n, short // own, plan[FOLD], WIDTH)
+    if mixed or not folded:
+        spread_round(lanes[LANE_CENTRE], n, short // own, plan[FOLD], WIDTH)
+    return folded
 
 
 @helper
-def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, parts, buffer, line, behind):
-    """The affine step on block b of neighbouring cells, whose mean and scale `set_lanes` has spread."""
+def apply(
+    x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, narrow, lanes, parts, buffer, line, behind,
+):  # fmt: skip
+    """The affine step on block b of neighbouring cells, for which `set_lanes` has been called and said `narrow`."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     fold = plan[FOLD]
     width = cells * plan[LANE_REDUCED]
     full = fold * width
     x_step = plan[INNER_X]
     y_step = plan[INNER_Y]
-    mean = lanes[LANE_MEAN]
     scale = lanes[LANE_SCALE]
     shift = lanes[LANE_SHIFT]
     centre = lanes[LANE_CENTRE]
-    high = parts[0, :full]
-    factor = parts[1, :full]
-    rest = parts[2, :full]
-    fit = parts[3, :full]
-    narrow = narrow_steps(x, y, plan, outer)
-    every = False
+    mixed = not narrow and narrow_steps(x, y, plan, outer, weight, bias)
     folded = False
     last = -1
     side_by_side = plan[LANE_X] == 1 and plan[LANE_Y] == 1 and x_step == width and y_step == width
-    together = side_by_side and plan[INNER_AFFINE] == 0 and full >= WIDTH and line.size == 0 and not narrow
+    together = side_by_side and plan[INNER_AFFINE] == 0 and full >= (COUNT if narrow else WIDTH) and not mixed
     past = line.size == 0 and (is_large(y) if together else streams(y, full))
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
@@ -269,12 +280,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
         i = i0
         while i < i1:
             j = position + i * plan[INNER_AFFINE]
-            if j != last:
-                set_affine(plan, cell, j, cells, state, weight, bias, lanes)
+            if j != last and not narrow:
+                folded = set_affine(x, y, plan, cell, j, cells, state, weight, bias, mixed, lanes)
                 last = j
-                if narrow:
-                    every = set_parts(x, mean, scale, shift, high, factor, rest, fit)
-                folded = fold_lanes(x, y, full + WIDTH, mean, scale, shift, centre)
             steps = i1 - i if together else least(fold, i1 - i)
             n = steps * width
             xi = x0 + i * x_step
@@ -284,7 +292,9 @@ def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight,
             source, here = gathered(x, xi, plan[LANE_X], n, buffer)
             target, there = (y, yi) if line.size == 0 else (line, 0)
             if narrow:
-                narrow_row(source, here, target, there, n, centre, scale, shift, high, factor, rest, fit, every)
+                narrow_rows(source, here, target, there, n, full, parts, past)
+            elif mixed:
+                mixed_row(source, here, target, there, n, centre, scale, shift, parts)
             else:
                 scale_rows(source, here, target, there, n, width, full, centre, scale, shift, folded, past)
             put(line, y, yi, plan[LANE_Y], n)
@@ -304,16 +314,17 @@ def kernel(learn, set_lanes, apply):
         pitch = lines(full)
         sums = allocate((3, pitch), np.float64)
         lanes = allocate((LANE_ROWS, pitch), np.float64)
-        parts = allocate((4, pitch), np.float32)
+        parts = allocate((PARTS, 2 * lines(full // 2 + WIDTH)), np.float32)
         buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
-        line = allocate((full if wants_line(y, plan[LANE_Y], full) else 0,), y.dtype)
+        line = allocate((0 if plan[LANE_Y] == 1 else full,), y.dtype)
         own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)
         ready = have((sums, lanes, parts, buffer, line, own))
         states = part if stage < 2 else own
-        known = learn(x, y, plan, weight, bias)
+        known = learn(x, y, plan, outer, weight, bias)
         behind = stage == 4 and plan[BEHIND] != 0
         of_blocks = stage == 0 or stage == 2
         before = -1
+        narrow = False
         for t in range(t0, t1 if ready else t0):
             group = t // blocks if of_blocks else t
             b0 = t - group * blocks if of_blocks else 0
@@ -336,11 +347,11 @@ def kernel(learn, set_lanes, apply):
                 y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
                 a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
                 if group != before:
-                    set_lanes(y, plan, cell, cells, state, known, lanes, parts)
+                    narrow = set_lanes(x, y, plan, cell, a, cells, state, weight, bias, known, lanes, parts)
                     before = group
                 for b in range(b0, b1):
                     apply(
-                        x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, parts,
+                        x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, narrow, lanes, parts,
                         buffer, line, behind,
                     )  # fmt: skip
         finish()
@@ -350,4 +361,4 @@ def kernel(learn, set_lanes, apply):
     return tasks
 
 
-tasks = kernel(nothing, set_lanes, apply)
+tasks = kernel(narrow_steps, set_lanes, apply)

@@ -225,7 +225,7 @@ def set_lanes(plan, state, cell, cells, eps, center, lanes):
     for k in range(cells):
         lanes[MEAN, k], lanes[LOW, k], lanes[RSTD, k] = center_and_scale(state, cell + k, eps, center, False)
     for row in (MEAN, LOW):
-        spread_round(lanes[row], cells, short, fold)
+        spread_round(lanes[row], cells, short, fold, WIDTH)
     for row in (SUM, PRODUCT):
         lanes[row, : fold * cells * short] = 0.0
 
@@ -248,7 +248,7 @@ def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, c
             lanes[SLOPE, lane] = slope * outside
             lanes[LEVEL, lane] = level * outside
     for row in (SCALE, SLOPE, LEVEL):
-        spread_round(lanes[row], cells * own, short // own, plan[FOLD])
+        spread_round(lanes[row], cells * own, short // own, plan[FOLD], WIDTH)
 
 
 @helper

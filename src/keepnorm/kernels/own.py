@@ -36,7 +36,7 @@ def is_held(dtype):
     return not isinstance(dtype, types.Integer) and dtype is not types.float64
 
 
-def largest_weight(x, y, plan, weight, bias):
+def largest_weight(x, y, plan, outer, weight, bias):
     """The largest weight if every value has its own and float32 is enough for them, else -1.
 
     A matter of the parameters alone, and only of such as all cells share: neither a memory layout nor a batch changes it.
@@ -44,14 +44,14 @@ def largest_weight(x, y, plan, weight, bias):
 
 
 @variant(largest_weight)
-def _largest_weight(x, y, plan, weight, bias):
+def _largest_weight(x, y, plan, outer, weight, bias):
     if not is_held(x.dtype):
-        return lambda x, y, plan, weight, bias: -1.0  # noqa: ARG005
+        return lambda x, y, plan, outer, weight, bias: -1.0  # noqa: ARG005
     most, most_weight = MOST_BIAS_OF_HALVES, MOST_WEIGHT_OF_HALVES
     if y.dtype is types.float32:
         most, most_weight = MOST_BIAS, MOST_WEIGHT
 
-    def learn(x, y, plan, weight, bias):
+    def learn(x, y, plan, outer, weight, bias):
         n = weight.size if plan[OWN] != 0 else 0
         w = b = rounded = fill(0.0)
         for i in range(0, n, WIDTH):

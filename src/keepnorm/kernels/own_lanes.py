@@ -47,7 +47,7 @@ FACTOR, REST, SHIFT, FITS = range(4)
 
 
 @exact
-def set_lanes(y, plan, cell, cells, state, largest, lanes, parts):
+def set_lanes(x, y, plan, cell, a, cells, state, weight, bias, largest, lanes, parts):
     """What the lanes of neighbouring cells need in both ways, and which of both each goes."""
     short = plan[LANE_REDUCED]
     for k in range(cells):
@@ -62,6 +62,7 @@ def set_lanes(y, plan, cell, cells, state, largest, lanes, parts):
             parts[REST, i] = float32(rest(scale))
             parts[SHIFT, i] = float32(-mean * scale)
             parts[FITS, i] = fits
+    return False
 
 
 @exact
@@ -107,7 +108,9 @@ def _row(x, xi, y, yi, n, lanes, parts):
 
 
 @exact
-def apply(x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, lanes, parts, buffer, line, behind):
+def apply(
+    x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, narrow, lanes, parts, buffer, line, behind,
+):  # fmt: skip
     """The affine step on block b of neighbouring cells, whose means and scales `set_lanes` has spread."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     n = cells * plan[LANE_REDUCED]

@@ -7,7 +7,7 @@ overlap with those of the others. A cell's sums do not depend on who goes with i
 
 import numpy as np
 
-from keepnorm.kernels.affine import fold, nothing, scale_run
+from keepnorm.kernels.affine import fold, scale_run
 from keepnorm.kernels.compile import exact
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.integers import least, most
@@ -53,7 +53,6 @@ from keepnorm.kernels.traffic import (
     gathered,
     put,
     streams,
-    wants_line,
 )
 from keepnorm.kernels.vector import (
     WIDTH,
@@ -61,7 +60,7 @@ from keepnorm.kernels.vector import (
     fill,
     first,
     fused,
-    load,
+    load_both,
     load_first,
     total,
     unless,
@@ -82,8 +81,9 @@ def run_sums(x, start, n, shift):
     while i + 2 * WIDTH <= n:
         if ahead != 0:
             ask(x, start + ahead + i)
-        d = unless(plain, load(x, start, i), k)
-        e = unless(plain, load(x, start + WIDTH, i), k)
+        one, other = load_both(x, start, i)
+        d = unless(plain, one, k)
+        e = unless(plain, other, k)
         s += d
         s2 += e
         q = fused(d, d, q)
@@ -156,13 +156,13 @@ def block(x, plan, outer, start, step, b, count, part, sums, cells, buffer):
 
 
 @exact
-def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, known, past):
+def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, narrow, past):
     """The affine step on a piece of a run of cell k, all of which has the weight and the bias of affine index `a`."""
     mean = state[MEAN, k]
     w = state[SCALE, k] * weight[a]
     shift = bias[a] - state[LOW, k] * w
-    if narrow_steps(x, y, plan, outer) and fits(x, y, mean, w, shift):
-        narrow_run(x, xi, y, yi, n, mean, w, shift)
+    if narrow and fits(x, y, mean, w, shift):
+        narrow_run(x, xi, y, yi, n, mean, w, shift, past)
     else:
         centre, shift = fold(x, y, mean, w, shift)
         scale_run(x, xi, y, yi, n, centre, w, shift, past)
@@ -225,8 +225,8 @@ def kernel(learn, scale):
         group_sums = allocate((3, together), np.float64)
         group_cells = allocate((together,), np.int64)
         own = allocate((blocks if stage >= 3 else 1, 4, together), np.float64)
-        line = allocate((LINE if wants_line(y, plan[INNER_Y], plan[INNER]) else 0,), y.dtype)
-        known = learn(x, y, plan, weight, bias)
+        line = allocate((0 if plan[INNER_Y] == 1 else LINE,), y.dtype)
+        known = learn(x, y, plan, outer, weight, bias)
         ready = have((buffer, group_sums, group_cells, own, line))
         t = t0 if ready else t1
         while t < t1:
@@ -265,4 +265,4 @@ def kernel(learn, scale):
     return tasks
 
 
-tasks = kernel(nothing, scale_piece)
+tasks = kernel(narrow_steps, scale_piece)

@@ -10,8 +10,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from keepnorm.kernels.compile import exact, variant
-from keepnorm.kernels.integers import least, most
+from keepnorm.kernels.compile import exact
+from keepnorm.kernels.integers import most
 from keepnorm.kernels.scratch import address_of
 from keepnorm.kernels.vector import WIDTH
 
@@ -69,21 +69,6 @@ def ask(typing, array, index):
 
 
 @intrinsic
-def _stream(typing, source, i, target, j):
-    """Copy 64 bytes past the caches; target[j] must begin a cache line."""
-
-    def generate(context, builder, signature, arguments):
-        line = ir.VectorType(ir.FloatType(), _CACHE_LINE // 4).as_pointer()
-        here = builder.bitcast(_address(context, builder, signature.args[0], *arguments[:2]), line)
-        there = builder.bitcast(_address(context, builder, signature.args[2], *arguments[2:]), line)
-        store = builder.store(builder.load(here, align=1), there, align=_CACHE_LINE)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
-        return context.get_dummy_value()
-
-    return types.none(source, types.intp, target, types.intp), generate
-
-
-@intrinsic
 def finish(typing):
     """Let other threads see what was written past the caches."""
 
@@ -136,37 +121,18 @@ def gathered(x, start, step, n, buffer):
     return buffer, 0
 
 
+@exact
 def put(line, y, start, step, n):
-    """Bring the results that were made in a line to y[start:], if there is one: past the caches if they lie side by side."""
-
-
-@variant(put)
-def _put(line, y, start, step, n):
-    def apart(line, y, start, step, n):
-        for k in range(n if line.size > 0 else 0):
-            y[start + k * step] = line[k]
-
-    def past(line, y, start, step, n):
-        if line.size == 0:
-            return
-        size = y.itemsize
-        head = least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if step == 1 else n
-        for k in range(head):
-            y[start + k * step] = line[k]
-        while head + _CACHE_LINE // size <= n:
-            _stream(line, head, y, start + head)
-            head += _CACHE_LINE // size
-        for k in range(head, n):
-            y[start + k] = line[k]
-
-    return past if isinstance(y.dtype, types.Record) else apart
+    """Bring the results that were made in a line to y[start:], if there is one."""
+    for k in range(n if line.size > 0 else 0):
+        y[start + k * step] = line[k]
 
 
 @exact
-def until_aligned(y, start, past):
-    """How many values from y[start] on come before the first place where eight may be written past the caches, if they are."""
+def until_aligned(y, start, past, count=WIDTH):
+    """How many values from y[start] on come before the first place where `count` may be written past the caches, if so."""
     size = y.itemsize
-    return (-(address_of(y) + start * size) % (WIDTH * size)) // size if past else 0
+    return (-(address_of(y) + start * size) % (count * size)) // size if past else 0
 
 
 @exact
@@ -181,14 +147,3 @@ def streams(y, n):
     row = n * y.itemsize
     whole = address_of(y) % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
     return row >= (ROW if whole else LONG_ROW) and is_large(y)
-
-
-def wants_line(y, step, n):
-    """Whether results are made in a line: those that lie apart, and halves, whose kernels cannot write past the caches."""
-
-
-@variant(wants_line)
-def _wants_line(y, step, n):
-    if isinstance(y.dtype, types.Record):
-        return lambda y, step, n: step != 1 or streams(y, n)
-    return lambda y, step, n: step != 1  # noqa: ARG005

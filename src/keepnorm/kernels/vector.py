@@ -28,14 +28,14 @@ _WORD = ir.IntType(64)
 _HALF_BITS = ir.IntType(16)
 
 
-def _lanes(kind):
+def _lanes(kind, count=WIDTH):
     """An LLVM vector of eight of a kind."""
-    return ir.VectorType(kind, WIDTH)
+    return ir.VectorType(kind, count)
 
 
-def _same(kind, value):
+def _same(kind, value, count=WIDTH):
     """The same constant eight times."""
-    return Constant(_lanes(kind), [value] * WIDTH)
+    return Constant(_lanes(kind, count), [value] * count)
 
 
 _DOUBLES = _lanes(ir.DoubleType())
@@ -92,24 +92,53 @@ def _kind(dtype):
     return FLOATS if dtype is types.float64 else Values(dtype)
 
 
-def _place(context, builder, kind, array, start, index):
+def place(context, builder, kind, array, start, index, count=WIDTH):
     """The address of array[start + index], as that of eight values, and the bytes that it is a multiple of."""
     index = builder.add(start, index)
     made = context.make_array(kind)(context, builder, array)
     size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
     start = builder.gep(builder.bitcast(made.data, _BYTES), [builder.mul(index, Constant(index.type, size))])
-    return builder.bitcast(start, _lanes(_element(kind.dtype)).as_pointer()), size
+    return builder.bitcast(start, _lanes(_element(kind.dtype), count).as_pointer()), size
 
 
-def _are_first(builder, n):
+def _are_first(builder, n, count):
     """Which of eight values are the first n."""
-    place = Constant(_lanes(_WORD), list(range(WIDTH)))
-    return builder.icmp_signed("<", place, _filled(builder, n))
+    numbers = Constant(_lanes(_WORD, count), list(range(count)))
+    return builder.icmp_signed("<", numbers, filled(builder, n, count))
 
 
-def _filled(builder, value):
-    one = builder.insert_element(Constant(_lanes(value.type), ir.Undefined), value, Constant(_INT, 0))
-    return builder.shuffle_vector(one, Constant(_lanes(value.type), ir.Undefined), _same(_INT, 0))
+def filled(builder, value, count=WIDTH):
+    """One value eight times."""
+    nothing = Constant(_lanes(value.type, count), ir.Undefined)
+    one = builder.insert_element(nothing, value, Constant(_INT, 0))
+    return builder.shuffle_vector(one, nothing, _same(_INT, 0, count))
+
+
+def loaded_first(builder, pointer, size, n):
+    """The first n of the values at an address, and zeros."""
+    lanes = pointer.type.pointee
+    mask = _are_first(builder, n, lanes.count)
+    kind = ir.FunctionType(lanes, [pointer.type, _INT, mask.type, lanes])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.{_letters(lanes)}.p0")
+    return builder.call(function, [pointer, Constant(_INT, size), mask, Constant(lanes, None)])
+
+
+def store_first(builder, value, pointer, size, n):
+    """Store the first n of some values at an address."""
+    mask = _are_first(builder, n, value.type.count)
+    kind = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, _INT, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.{_letters(value.type)}.p0")
+    builder.call(function, [value, pointer, Constant(_INT, size), mask])
+
+
+def store_past(builder, value, pointer, size, past):
+    """Store some values, past the caches where `past` says so; the address must then be a multiple of what they take."""
+    with builder.if_else(past) as (beside, through):
+        with beside:
+            store = builder.store(value, pointer, align=value.type.count * size)
+            store.set_metadata("nontemporal", builder.module.add_metadata([_INT(1)]))
+        with through:
+            builder.store(value, pointer, align=size)
 
 
 @intrinsic
@@ -117,10 +146,31 @@ def load(typing, array, start, index):
     """The eight values of a flat array from array[start + index] on."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments)
+        pointer, size = place(context, builder, signature.args[0], *arguments)
         return builder.load(pointer, align=size)
 
     return _kind(array.dtype)(array, types.intp, types.intp), generate
+
+
+@intrinsic
+def load_both(typing, array, start, index):
+    """The sixteen values of a flat array from array[start + index] on, in any order: two times eight.
+
+    Of bfloat16 those in even places and those in odd ones, since both take one instruction less that way.
+    """
+    dtype = array.dtype
+    brain = isinstance(dtype, types.Record) and "bfloat16" in dtype.fields
+    kind = SINGLES if brain else _kind(dtype)
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = place(context, builder, signature.args[0], *arguments)
+        if brain:
+            both = split(builder, builder.load(builder.bitcast(pointer, _lanes(_INT).as_pointer()), align=size))
+        else:
+            both = [builder.load(builder.gep(pointer, [Constant(_INT, n)]), align=size) for n in range(2)]
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return types.UniTuple(kind, 2)(array, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -128,13 +178,8 @@ def load_first(typing, array, start, index, n):
     """The first n of eight values, and zeros; the rest is not read."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
-        lanes = pointer.type.pointee
-        mask = _are_first(builder, arguments[3])
-        kind = ir.FunctionType(lanes, [pointer.type, _INT, mask.type, lanes])
-        name = f"llvm.masked.load.v{WIDTH}{_letters(lanes.element)}.p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [pointer, Constant(_INT, size), mask, Constant(lanes, None)])
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3])
+        return loaded_first(builder, pointer, size, arguments[3])
 
     return _kind(array.dtype)(array, types.intp, types.intp, types.intp), generate
 
@@ -144,7 +189,7 @@ def save(typing, array, start, index, value):
     """Write eight float64 or float32 to a flat array, rounded to its dtype."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3])
         builder.store(_rounded(builder, signature.args[0].dtype, arguments[3]), pointer, align=size)
         return context.get_dummy_value()
 
@@ -156,14 +201,8 @@ def write(typing, array, start, index, value, past):
     """The same, past the caches where `past` says so; the address must then be a multiple of what eight values take."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
-        value = _rounded(builder, signature.args[0].dtype, arguments[3])
-        with builder.if_else(arguments[4]) as (beside, through):
-            with beside:
-                store = builder.store(value, pointer, align=WIDTH * size)
-                store.set_metadata("nontemporal", builder.module.add_metadata([_INT(1)]))
-            with through:
-                builder.store(value, pointer, align=size)
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3])
+        store_past(builder, _rounded(builder, signature.args[0].dtype, arguments[3]), pointer, size, arguments[4])
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, value, types.boolean), generate
@@ -174,22 +213,16 @@ def save_first(typing, array, start, index, n, value):
     """Write the first n of eight float64 or float32."""
 
     def generate(context, builder, signature, arguments):
-        pointer, size = _place(context, builder, signature.args[0], *arguments[:3])
-        lanes = pointer.type.pointee
-        mask = _are_first(builder, arguments[3])
-        kind = ir.FunctionType(ir.VoidType(), [lanes, pointer.type, _INT, mask.type])
-        name = f"llvm.masked.store.v{WIDTH}{_letters(lanes.element)}.p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        value = _rounded(builder, signature.args[0].dtype, arguments[4])
-        builder.call(function, [value, pointer, Constant(_INT, size), mask])
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3])
+        store_first(builder, _rounded(builder, signature.args[0].dtype, arguments[4]), pointer, size, arguments[3])
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, types.intp, value), generate
 
 
-def _letters(kind):
-    """How LLVM's names of functions spell a type."""
-    return {"float": "f32", "double": "f64"}.get(str(kind), str(kind))
+def _letters(lanes):
+    """How LLVM's names of functions spell a type of vectors."""
+    return f"v{lanes.count}{ {'float': 'f32', 'double': 'f64'}.get(str(lanes.element), str(lanes.element)) }"
 
 
 @intrinsic
@@ -197,7 +230,7 @@ def fill(typing, value):
     """One float64 eight times."""
 
     def generate(context, builder, signature, arguments):
-        return _filled(builder, arguments[0])
+        return filled(builder, arguments[0])
 
     return FLOATS(types.float64), generate
 
@@ -207,7 +240,7 @@ def first(typing, values, n):
     """The first n of eight float64, and zeros."""
 
     def generate(context, builder, signature, arguments):
-        return builder.select(_are_first(builder, arguments[1]), arguments[0], Constant(_DOUBLES, [0.0] * WIDTH))
+        return builder.select(_are_first(builder, arguments[1], WIDTH), arguments[0], Constant(_DOUBLES, [0.0] * WIDTH))
 
     return FLOATS(FLOATS, types.intp), generate
 
@@ -236,7 +269,7 @@ def larger(typing, values, others):
     """The larger of the magnitude of each of eight values and of the other; the other where a value is NaN."""
 
     def generate(context, builder, signature, arguments):
-        return _larger(builder, _call(builder, "fabs", arguments[0]), arguments[1])
+        return _larger(builder, call(builder, "fabs", arguments[0]), arguments[1])
 
     return FLOATS(FLOATS, FLOATS), generate
 
@@ -263,7 +296,7 @@ def lost(typing, values):
         kind, (given,) = signature.args[0], arguments
         wide = given if kind is FLOATS else _widened(builder, kind.dtype, given)
         back = builder.fpext(builder.fptrunc(wide, _SINGLES), _DOUBLES)
-        return _call(builder, "fabs", builder.fsub(wide, back))
+        return call(builder, "fabs", builder.fsub(wide, back))
 
     return FLOATS(values), generate
 
@@ -277,7 +310,7 @@ def fused(typing, a, b, c):
     """a * b + c, rounded once where the processor can."""
 
     def generate(context, builder, signature, arguments):
-        return _call(builder, "fmuladd", *arguments)
+        return call(builder, "fmuladd", *arguments)
 
     return FLOATS(FLOATS, FLOATS, FLOATS), generate
 
@@ -292,12 +325,12 @@ def scaled(typing, a, b, c):
     return FLOATS(FLOATS, FLOATS, FLOATS), generate
 
 
-def _call(builder, name, *arguments):
+def call(builder, name, *arguments):
     """One of LLVM's functions of eight float64 or float32."""
     lanes = arguments[0].type
     kind = ir.FunctionType(lanes, [lanes] * len(arguments))
-    name = f"llvm.{name}.v{lanes.count}{_letters(lanes.element)}"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{_letters(lanes)}")
+    return builder.call(function, arguments)
 
 
 @intrinsic
@@ -340,9 +373,9 @@ def all_near(typing, values, k):
     """Whether each of eight values is nearer to k than half of it."""
 
     def generate(context, builder, signature, arguments):
-        away = _less(builder, signature.args[0], arguments[0], _filled(builder, arguments[1]))
-        twice = _call(builder, "fabs", builder.fadd(away, away))
-        near = builder.fcmp_ordered("<", twice, _call(builder, "fabs", _filled(builder, arguments[1])))
+        away = _less(builder, signature.args[0], arguments[0], filled(builder, arguments[1]))
+        twice = call(builder, "fabs", builder.fadd(away, away))
+        near = builder.fcmp_ordered("<", twice, call(builder, "fabs", filled(builder, arguments[1])))
         bits = builder.bitcast(near, ir.IntType(WIDTH))
         return builder.icmp_unsigned("==", bits, Constant(bits.type, 2**WIDTH - 1))
 
@@ -398,7 +431,7 @@ def _deviation(builder, kind, given, mean):
     if not _is_whole(kind):
         return _less(builder, kind, given, mean)
     most = _same(ir.DoubleType(), float(2**63 - 1024 if kind.dtype.signed else 2**64 - 2048))
-    whole = _call(builder, "trunc", mean)
+    whole = call(builder, "trunc", mean)
     whole = builder.select(builder.fcmp_unordered(">", whole, most), most, whole)
     return builder.fsub(_less(builder, kind, given, whole), builder.fsub(mean, whole))
 
@@ -432,7 +465,7 @@ def singles(typing, values):
         kind, (given,) = signature.args[0], arguments
         if kind is FLOATS:
             return builder.fptrunc(given, _SINGLES)
-        return _half(builder, kind.dtype, given) if isinstance(kind.dtype, types.Record) else given
+        return single_of(builder, kind.dtype, given) if isinstance(kind.dtype, types.Record) else given
 
     return SINGLES(values), generate
 
@@ -456,24 +489,30 @@ def affine_twice_on_both(typing, values, scale, rest, shift, weight, bias):
 
     def generate(context, builder, signature, arguments):
         pairs = [cgutils.unpack_tuple(builder, arguments[i], 2) for i in (0, 4, 5)]
-        values, weight, bias = (_joined(builder, *pair) for pair in pairs)
-        scale, rest, shift = (_joined(builder, one, one) for one in arguments[1:4])
+        values, weight, bias = (joined(builder, *pair) for pair in pairs)
+        scale, rest, shift = (joined(builder, one, one) for one in arguments[1:4])
         result = _affine_twice(builder, values, scale, rest, shift, weight, bias)
-        halves = [builder.shuffle_vector(result, result, _places(range(i, i + WIDTH))) for i in (0, WIDTH)]
-        return context.make_tuple(builder, signature.return_type, halves)
+        return context.make_tuple(builder, signature.return_type, halved(builder, result))
 
     return BOTH(BOTH, SINGLES, SINGLES, SINGLES, BOTH, BOTH), generate
 
 
-def _joined(builder, first, second):
-    return builder.shuffle_vector(first, second, _places(range(2 * WIDTH)))
+def joined(builder, first, second):
+    """Some values and as many more."""
+    return builder.shuffle_vector(first, second, _places(range(2 * first.type.count)))
+
+
+def halved(builder, values):
+    """The inverse of `joined`."""
+    count = values.type.count // 2
+    return [builder.shuffle_vector(values, values, _places(range(start, start + count))) for start in (0, count)]
 
 
 def _affine_twice(builder, given, scale, rest, shift, weight, bias):
     product = builder.fmul(given, scale)
-    lost = _call(builder, "fma", given, scale, builder.fneg(product))
-    small = _call(builder, "fma", given, rest, builder.fadd(shift, lost))
-    return _call(builder, "fma", product, weight, _call(builder, "fma", small, weight, bias))
+    lost = call(builder, "fma", given, scale, builder.fneg(product))
+    small = call(builder, "fma", given, rest, builder.fadd(shift, lost))
+    return call(builder, "fma", product, weight, call(builder, "fma", small, weight, bias))
 
 
 @intrinsic
@@ -487,18 +526,50 @@ def either(typing, which, values, others):
     return values(SINGLES, values, values), generate
 
 
-def _half(builder, dtype, given):
-    """Eight float16 or bfloat16 as float32."""
+def single_of(builder, dtype, given):
+    """Some float16 or bfloat16 as float32."""
+    count = given.type.count
+    kind = _lanes(ir.FloatType(), count)
     if "float16" in dtype.fields:
-        return builder.fpext(builder.bitcast(given, _lanes(ir.HalfType())), _SINGLES)
-    return builder.bitcast(builder.shl(builder.zext(given, _lanes(_INT)), _same(_INT, 16)), _SINGLES)
+        return builder.fpext(builder.bitcast(given, _lanes(ir.HalfType(), count)), kind)
+    return builder.bitcast(builder.shl(builder.zext(given, _lanes(_INT, count)), _same(_INT, 16, count)), kind)
+
+
+def split(builder, words):
+    """The bfloat16 in both halves of some words, as float32."""
+    count = words.type.count
+    parts = builder.shl(words, _same(_INT, 16, count)), builder.and_(words, _same(_INT, 0xFFFF0000, count))
+    return [builder.bitcast(part, _lanes(ir.FloatType(), count)) for part in parts]
+
+
+def united(builder, low, high):
+    """The inverse of `split`, rounded."""
+    count = low.type.count
+    low = builder.lshr(_nearest(builder, low), _same(_INT, 16, count))
+    return builder.or_(low, builder.and_(_nearest(builder, high), _same(_INT, 0xFFFF0000, count)))
+
+
+def half_of(builder, dtype, single):
+    """Some float32 rounded to float16 or bfloat16."""
+    count = single.type.count
+    if "float16" in dtype.fields:
+        return builder.bitcast(builder.fptrunc(single, _lanes(ir.HalfType(), count)), _lanes(_HALF_BITS, count))
+    return builder.trunc(builder.lshr(_nearest(builder, single), _same(_INT, 16, count)), _lanes(_HALF_BITS, count))
+
+
+def _nearest(builder, single):
+    """Some float32 as words, whose upper halves are the nearest bfloat16, ties to even; a NaN stays one."""
+    count = single.type.count
+    bits = builder.bitcast(single, _lanes(_INT, count))
+    last = builder.and_(builder.lshr(bits, _same(_INT, 16, count)), _same(_INT, 1, count))
+    nearest = builder.add(builder.add(bits, _same(_INT, 0x7FFF, count)), last)
+    return builder.select(builder.fcmp_unordered("uno", single, single), _same(_INT, 0x7FC00000, count), nearest)
 
 
 def _widened(builder, dtype, given):
     """Eight values of a dtype as float64."""
     if isinstance(dtype, types.Record):
-        # The fence keeps LLVM from one conversion in the place of two: where a processor has it, it takes four times as long.
-        return builder.fpext(_call(builder, "arithmetic.fence", _half(builder, dtype, given)), _DOUBLES)
+        return builder.fpext(single_of(builder, dtype, given), _DOUBLES)
     if isinstance(dtype, types.Integer):
         return (builder.sitofp if dtype.signed else builder.uitofp)(given, _DOUBLES)
     return builder.fpext(given, _DOUBLES) if dtype is types.float32 else given
@@ -509,15 +580,7 @@ def _rounded(builder, dtype, value):
     if dtype is types.float64:
         return value
     single = builder.fptrunc(value, _SINGLES) if value.type == _DOUBLES else value
-    if dtype is types.float32:
-        return single
-    if "float16" in dtype.fields:
-        return builder.bitcast(builder.fptrunc(single, _lanes(ir.HalfType())), _lanes(_HALF_BITS))
-    bits = builder.bitcast(single, _lanes(_INT))
-    last = builder.and_(builder.lshr(bits, _same(_INT, 16)), _same(_INT, 1))
-    nearest = builder.lshr(builder.add(builder.add(bits, _same(_INT, 0x7FFF)), last), _same(_INT, 16))
-    missing = builder.fcmp_unordered("uno", single, single)
-    return builder.select(missing, _same(_HALF_BITS, 0x7FC0), builder.trunc(nearest, _lanes(_HALF_BITS)))
+    return single if dtype is types.float32 else half_of(builder, dtype, single)
 
 
 def _operation(name, *operations):

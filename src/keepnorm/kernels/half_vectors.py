@@ -1,0 +1,162 @@
+"""Sixteen float16 or bfloat16 at once, as float32: one instruction where a processor has registers for as many.
+
+They are what the eight float64 of vector.py are for other values.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models, register_default
+from numba.extending import intrinsic
+
+from keepnorm.kernels.vector import (
+    call,
+    filled,
+    half_of,
+    halved,
+    joined,
+    loaded_first,
+    place,
+    single_of,
+    split,
+    store_first,
+    store_past,
+    united,
+)
+
+COUNT, BOTH = 16, 32
+
+
+class Singles(types.Type):
+    """Sixteen float32."""
+
+    def __init__(self):
+        super().__init__("float32 x 16")
+
+
+SINGLES = Singles()
+
+
+@register_default(Singles)
+class _SinglesModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.VectorType(ir.FloatType(), COUNT))
+
+
+@intrinsic
+def load(typing, array, start, index):
+    """The sixteen halves or float32 of a flat array from array[start + index] on."""
+
+    def generate(context, builder, signature, arguments):
+        dtype = signature.args[0].dtype
+        pointer, size = place(context, builder, signature.args[0], *arguments, COUNT)
+        values = builder.load(pointer, align=size)
+        return values if dtype is types.float32 else single_of(builder, dtype, values)
+
+    return SINGLES(array, types.intp, types.intp), generate
+
+
+@intrinsic
+def load_both(typing, array, start, index):
+    """Thirty-two halves from array[start + index] on: the first and the last, or of bfloat16 the even and the odd ones."""
+    dtype = array.dtype
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = place(context, builder, signature.args[0], *arguments, BOTH)
+        if "bfloat16" in dtype.fields:
+            words = builder.bitcast(pointer, ir.VectorType(ir.IntType(32), COUNT).as_pointer())
+            both = split(builder, builder.load(words, align=size))
+        else:
+            both = [single_of(builder, dtype, part) for part in halved(builder, builder.load(pointer, align=size))]
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return types.UniTuple(SINGLES, 2)(array, types.intp, types.intp), generate
+
+
+@intrinsic
+def load_first(typing, array, start, index, n):
+    """The first n of sixteen halves, and zeros; the rest is not read."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3], COUNT)
+        return single_of(builder, signature.args[0].dtype, loaded_first(builder, pointer, size, arguments[3]))
+
+    return SINGLES(array, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def save_first(typing, array, start, index, n, values):
+    """Write the first n of sixteen values, rounded."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3], COUNT)
+        store_first(builder, half_of(builder, signature.args[0].dtype, arguments[4]), pointer, size, arguments[3])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, types.intp, values), generate
+
+
+@intrinsic
+def write(typing, array, start, index, values, past):
+    """Write sixteen values, rounded: past the caches where `past` says so, to a multiple of 32 bytes."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3], COUNT)
+        store_past(builder, half_of(builder, signature.args[0].dtype, arguments[3]), pointer, size, arguments[4])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, values, types.boolean), generate
+
+
+@intrinsic
+def write_both(typing, array, start, index, values, past):
+    """Write what `load_both` has read, rounded: past the caches where `past` says so, to a multiple of 64 bytes."""
+    dtype = array.dtype
+
+    def generate(context, builder, signature, arguments):
+        pointer, size = place(context, builder, signature.args[0], *arguments[:3], BOTH)
+        both = cgutils.unpack_tuple(builder, arguments[3], 2)
+        if "bfloat16" in dtype.fields:
+            result = builder.bitcast(united(builder, *both), pointer.type.pointee)
+        else:
+            result = joined(builder, *(half_of(builder, dtype, part) for part in both))
+        store_past(builder, result, pointer, size, arguments[4])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, values, types.boolean), generate
+
+
+@intrinsic
+def moved_both(typing, values, high, factor, rest):
+    """`moved` for two times sixteen values."""
+
+    def generate(context, builder, signature, arguments):
+        values, *given = arguments
+        both = [_moved(builder, part, *given) for part in cgutils.unpack_tuple(builder, values, 2)]
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return values(values, SINGLES, SINGLES, SINGLES), generate
+
+
+@intrinsic
+def fill(typing, value):
+    """One float32 sixteen times."""
+
+    def generate(context, builder, signature, arguments):
+        return filled(builder, arguments[0], COUNT)
+
+    return SINGLES(types.float32), generate
+
+
+@intrinsic
+def moved(typing, values, high, factor, rest):
+    """(values - high) * factor + rest, rounded twice."""
+
+    def generate(context, builder, signature, arguments):
+        return _moved(builder, *arguments)
+
+    return SINGLES(SINGLES, SINGLES, SINGLES, SINGLES), generate
+
+
+def _moved(builder, values, high, factor, rest):
+    return call(builder, "fma", builder.fsub(values, high), factor, rest)
