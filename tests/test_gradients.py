@@ -118,6 +118,17 @@ def test_every_dtype(rng, keep, dtype, eps):
     check(x, dy, keep, weight, bias, eps=eps)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("keep", [1, 2], ids=["runs", "lanes"])
+def test_rows_of_every_length(rng, keep, dtype):
+    """Rows end anywhere in eight or sixteen values."""
+    for n in (*range(1, 40), 129, 143, 145, 207):
+        shape = (3, 2, n) if keep == 1 else (3, 5, n)
+        check(*operands(rng, shape, keep, 1.0, dtype)[:2], keep, what=str(n))
+        x, dy, weight, bias = operands(rng, shape, keep, 1.0, dtype)
+        check(x, dy, keep, weight, bias, str(n))
+
+
 LARGE = [
     ((4, 64, 28, 28), 1),
     ((4, 28, 28, 64), -1),

@@ -179,6 +179,31 @@ def test_results_are_rounded_and_have_no_neighbours(dtype):
 
 
 @njit
+def copy_both(x, y, at, past):
+    one, other = vector.load_both(x, at - 1, 1)
+    vector.write_both(y, at - 1, 1, (vector.floats(one), vector.floats(other)), past)
+
+
+@njit
+def copy_two(x, y, at, past):
+    vector.write_two(y, 1, at - 1, vector.floats(vector.load(x, at, 0)), vector.floats(vector.load(x, at, WIDTH)), past)
+
+
+@pytest.mark.parametrize("copy", [copy_both, copy_two])
+@pytest.mark.parametrize("past", [True, False])
+@pytest.mark.parametrize("dtype", REAL, ids=name)
+def test_sixteen_values_come_to_their_places(dtype, past, copy):
+    size = 128 // np.dtype(dtype).itemsize
+    memory = np.full(5 * size, 5, dtype)
+    start = -memory.ctypes.data % 128 // memory.itemsize
+    x, y = some(dtype, 3 * size), memory[start : start + 3 * size]
+    copy(raw(x), raw(y), size, past)
+    got, right = (a[size:][: 2 * WIDTH].astype(np.float64) for a in (y, x))
+    np.testing.assert_array_equal(got, right)
+    assert (np.delete(y, slice(size, size + 2 * WIDTH)) == 5).all()
+
+
+@njit
 def add_up(values):
     return vector.total(vector.load(values, 0, 0))
 

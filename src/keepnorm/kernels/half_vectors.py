@@ -16,6 +16,7 @@ from keepnorm.kernels.vector import (
     halved,
     joined,
     loaded_first,
+    moved_and_weighted,
     place,
     single_of,
     split,
@@ -43,15 +44,20 @@ class _SinglesModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(ir.FloatType(), COUNT))
 
 
+def _singles(builder, dtype, values):
+    if dtype is types.float64:
+        return builder.fptrunc(values, ir.VectorType(ir.FloatType(), COUNT))
+    return values if dtype is types.float32 else single_of(builder, dtype, values)
+
+
 @intrinsic
 def load(typing, array, start, index):
-    """The sixteen halves or float32 of a flat array from array[start + index] on."""
+    """Sixteen values of a flat array from array[start + index] on, rounded if they are float64."""
 
     def generate(context, builder, signature, arguments):
         dtype = signature.args[0].dtype
         pointer, size = place(context, builder, signature.args[0], *arguments, COUNT)
-        values = builder.load(pointer, align=size)
-        return values if dtype is types.float32 else single_of(builder, dtype, values)
+        return _singles(builder, dtype, builder.load(pointer, align=size))
 
     return SINGLES(array, types.intp, types.intp), generate
 
@@ -75,11 +81,12 @@ def load_both(typing, array, start, index):
 
 @intrinsic
 def load_first(typing, array, start, index, n):
-    """The first n of sixteen halves, and zeros; the rest is not read."""
+    """The first n of sixteen values, and zeros; the rest is not read."""
 
     def generate(context, builder, signature, arguments):
+        dtype = signature.args[0].dtype
         pointer, size = place(context, builder, signature.args[0], *arguments[:3], COUNT)
-        return single_of(builder, signature.args[0].dtype, loaded_first(builder, pointer, size, arguments[3]))
+        return _singles(builder, dtype, loaded_first(builder, pointer, size, arguments[3]))
 
     return SINGLES(array, types.intp, types.intp, types.intp), generate
 
@@ -136,6 +143,16 @@ def moved_both(typing, values, high, factor, rest):
         return context.make_tuple(builder, signature.return_type, both)
 
     return values(values, SINGLES, SINGLES, SINGLES), generate
+
+
+@intrinsic
+def moved_twice(typing, values, high, factor, rest, weight, bias):
+    """((values - high) * factor + rest) * weight + bias, rounded at each step but the products."""
+
+    def generate(context, builder, signature, arguments):
+        return moved_and_weighted(builder, *arguments)
+
+    return SINGLES(*[SINGLES] * 6), generate
 
 
 @intrinsic

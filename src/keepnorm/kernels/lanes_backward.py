@@ -60,7 +60,7 @@ from keepnorm.kernels.vector import (
     load_first,
     save,
     save_first,
-    write,
+    write_two,
 )
 
 # Rows of the scratch of one task, each as long as a row of lanes.
@@ -112,39 +112,42 @@ def add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c):
 
 
 @exact
+def gradient(values, given, lanes, lane, j):
+    """dx = dy * scale + d * slope + level of eight values."""
+    d = centred_values(values, load(lanes[MEAN], lane, j), load(lanes[LOW], lane, j))
+    return fused(
+        floats(given), load(lanes[SCALE], lane, j), fused(d, load(lanes[SLOPE], lane, j), load(lanes[LEVEL], lane, j))
+    )
+
+
+@exact
 def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
-    """dx = dy * scale + d * slope + level of n values, rows of `full` lanes that follow each other."""
-    mean = lanes[MEAN]
-    low = lanes[LOW]
-    scale = lanes[SCALE]
-    slope = lanes[SLOPE]
-    level = lanes[LEVEL]
+    """dx of n values, rows of `full` lanes that follow each other."""
     ahead = distance(x, n)
     i = 0
     lane = 0
-    k = least(until_aligned(dx, yi, past), n)
+    end = least(until_aligned(dx, yi, past, 2 * WIDTH), n)
     while i < n:
-        if k > 0:
-            d = centred_values(load_first(x, xi, i, k), load(mean, lane, 0), load(low, lane, 0))
-            g = floats(load_first(dy, zi, i, k))
-            save_first(dx, yi, i, k, fused(g, load(scale, lane, 0), fused(d, load(slope, lane, 0), load(level, lane, 0))))
-        i += k
-        lane += k
-        while i + WIDTH <= n:
+        while i < end:
+            k = least(WIDTH, end - i)
+            save_first(dx, yi, i, k, gradient(load_first(x, xi, i, k), load_first(dy, zi, i, k), lanes, lane, 0))
+            i += k
+            lane += k
             lane -= full if lane >= full else 0
-            whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
-            for j in range(0, whole, WIDTH):
+        while i + 2 * WIDTH <= n:
+            lane -= full if lane >= full else 0
+            whole = least((full - lane + 2 * WIDTH - 1) // (2 * WIDTH), (n - i) // (2 * WIDTH)) * 2 * WIDTH
+            for j in range(0, whole, 2 * WIDTH):
                 if ahead != 0:
                     ask(x, xi + i + ahead + j)
                     ask(dy, zi + i + ahead + j)
-                d = centred_values(load(x, xi + i, j), load(mean, lane, j), load(low, lane, j))
-                g = floats(load(dy, zi + i, j))
-                result = fused(g, load(scale, lane, j), fused(d, load(slope, lane, j), load(level, lane, j)))
-                write(dx, yi + i, j, result, past)
+                one = gradient(load(x, xi + i, j), load(dy, zi + i, j), lanes, lane, j)
+                other = gradient(load(x, xi + i, j + WIDTH), load(dy, zi + i, j + WIDTH), lanes, lane, j + WIDTH)
+                write_two(dx, yi + i, j, one, other, past)
             i += whole
             lane += whole
         lane -= full if lane >= full else 0
-        k = n - i
+        end = n
 
 
 @helper
@@ -225,7 +228,7 @@ def set_lanes(plan, state, cell, cells, eps, center, lanes):
     for k in range(cells):
         lanes[MEAN, k], lanes[LOW, k], lanes[RSTD, k] = center_and_scale(state, cell + k, eps, center, False)
     for row in (MEAN, LOW):
-        spread_round(lanes[row], cells, short, fold, WIDTH)
+        spread_round(lanes[row], cells, short, fold, 2 * WIDTH)
     for row in (SUM, PRODUCT):
         lanes[row, : fold * cells * short] = 0.0
 
@@ -248,7 +251,7 @@ def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, c
             lanes[SLOPE, lane] = slope * outside
             lanes[LEVEL, lane] = level * outside
     for row in (SCALE, SLOPE, LEVEL):
-        spread_round(lanes[row], cells * own, short // own, plan[FOLD], WIDTH)
+        spread_round(lanes[row], cells * own, short // own, plan[FOLD], 2 * WIDTH)
 
 
 @helper
@@ -265,7 +268,7 @@ def block_gradient(
     full = fold * width
     last = -1
     side_by_side = x_step == width and y_step == width and z_step == width
-    together = side_by_side and plan[INNER_AFFINE] == 0 and full >= WIDTH
+    together = side_by_side and plan[INNER_AFFINE] == 0 and full >= 2 * WIDTH
     past = is_large(dx) if together else streams(dx, full)
     for p in range(p0, p1):
         x0 = starts[0] + offset(outer, p, X)
@@ -299,7 +302,7 @@ def tasks(
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
     full = plan[FOLD] * plan[CHUNK] * short
-    lanes = allocate((8, lines(full)), np.float64)
+    lanes = allocate((8, lines(full + WIDTH)), np.float64)
     own = allocate((2, plan[CHUNK]), np.float64)
     ready = have((lanes, own))
     behind = stage == 3 and plan[BEHIND] != 0

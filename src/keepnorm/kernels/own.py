@@ -9,6 +9,14 @@ With the scale as the sum of two float32, the larger of which is s::
 Each line is rounded once for each of its sums. In units in the last place of ``max(|y|, 1)``, y is off by at most half of one,
 half a place of the bias, 1.5 times ``|mean * scale * weight|``, and ``(|weight| + |y - bias|) / 64`` for the 28 bits of mean
 and scale (scalars.py): by less than 2 where no bias exceeds 3.5, no weight 4, and ``|mean * scale * weight|`` is 0.2 at most.
+Results that are halves have a last place far away, and need no second float32::
+
+    y = ((x - mean) * scale + rest) * weight + bias
+    rest = (float32(mean) - mean) * scale
+
+It is rounded once for each operation, and y is off by ``2^-22 |y| + 2^-22 |bias|`` before it becomes a half: by a hundredth of
+the last place of a float16 where no bias exceeds 32.
+
 Other cells stay with float64. So does a cell without variance, where nothing must be left of the difference, and one whose
 moments were given, which say nothing of how far x may lie from them: in its last place the result may then be another than
 that of the same moments of x itself.
@@ -17,13 +25,13 @@ that of the same moments of x itself.
 from numba import types
 from numpy import float32, float64
 
-from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.compile import variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import M2, MEAN, OWN, SCALE
 from keepnorm.kernels.vector import WIDTH, fill, floats, larger, largest, load_first, lost, total
 
 # The largest bias and weight, and the largest mean in standard deviations times the weight: for float32 and for halves.
-MOST_BIAS, MOST_BIAS_OF_HALVES = 3.5, 2.0**8
+MOST_BIAS, MOST_BIAS_OF_HALVES = 3.5, 2.0**5
 MOST_WEIGHT, MOST_WEIGHT_OF_HALVES = 4.0, 2.0**8
 MOST_MEAN, MOST_MEAN_OF_HALVES = 0.2, 2.0**8
 
@@ -82,7 +90,12 @@ def _float32_is_enough(y, state, cell, largest):
     return enough
 
 
-@exact
-def rest(value):
-    """What is left of a float64 that is rounded to float32."""
-    return value - float64(float32(value))
+def float32_parts(x, mean, scale):
+    """What the steps of a cell take in float32: scale, its second float32, shift; of halves: scale, mean, rest."""
+
+
+@variant(float32_parts)
+def _float32_parts(x, mean, scale):
+    if isinstance(x.dtype, types.Record):
+        return lambda x, mean, scale: (float32(scale), float32(mean), float32((float64(float32(mean)) - mean) * scale))  # noqa: ARG005
+    return lambda x, mean, scale: (float32(scale), float32(scale - float64(float32(scale))), float32(-mean * scale))  # noqa: ARG005

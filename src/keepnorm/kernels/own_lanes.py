@@ -3,12 +3,13 @@
 Lanes side by side may belong to cells of both kinds: every value is worked out in both ways, and one is taken.
 """
 
+from numba import types
 from numpy import float32
 
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.lanes import kernel
-from keepnorm.kernels.own import float32_is_enough, is_held, largest_weight, rest
+from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_weight
 from keepnorm.kernels.scalars import (
     AFFINE,
     INNER_AFFINE,
@@ -36,6 +37,7 @@ from keepnorm.kernels.vector import (
     either,
     load,
     load_first,
+    moved_twice,
     save_first,
     scaled,
     singles,
@@ -43,7 +45,7 @@ from keepnorm.kernels.vector import (
 
 # Rows of the scratch arrays of one task: of float64 and of float32.
 LANE_MEAN, LANE_SCALE, LANE_SHIFT, LANE_WEIGHT, LANE_BIAS = range(5)
-FACTOR, REST, SHIFT, FITS = range(4)
+FACTOR, SECOND, SHIFT, FITS = range(4)
 
 
 @exact
@@ -53,14 +55,15 @@ def set_lanes(x, y, plan, cell, a, cells, state, weight, bias, largest, lanes, p
     for k in range(cells):
         mean = state[MEAN, cell + k]
         scale = state[SCALE, cell + k]
+        factor, second, shift = float32_parts(x, mean, scale)
         fits = float32(1.0 if float32_is_enough(y, state, cell + k, largest) else 0.0)
         for i in range(k * short, (k + 1) * short):
             lanes[LANE_MEAN, i] = mean
             lanes[LANE_SCALE, i] = scale
             lanes[LANE_SHIFT, i] = -state[LOW, cell + k] * scale
-            parts[FACTOR, i] = float32(scale)
-            parts[REST, i] = float32(rest(scale))
-            parts[SHIFT, i] = float32(-mean * scale)
+            parts[FACTOR, i] = factor
+            parts[SECOND, i] = second
+            parts[SHIFT, i] = shift
             parts[FITS, i] = fits
     return False
 
@@ -85,11 +88,16 @@ def _chosen_of(values, double, lanes, parts, i):
     if values is FLOATS or not is_held(values.dtype):
         return lambda values, double, lanes, parts, i: double  # noqa: ARG005
 
+    halves = isinstance(values.dtype, types.Record)
+
     def chosen(values, double, lanes, parts, i):
         w = singles(load(lanes[LANE_WEIGHT], 0, i))
         b = singles(load(lanes[LANE_BIAS], 0, i))
-        shift = load(parts[SHIFT], 0, i)
-        single = affine_twice(singles(values), load(parts[FACTOR], 0, i), load(parts[REST], 0, i), shift, w, b)
+        factor, second, shift = load(parts[FACTOR], 0, i), load(parts[SECOND], 0, i), load(parts[SHIFT], 0, i)
+        if halves:
+            single = moved_twice(singles(values), second, factor, shift, w, b)
+        else:
+            single = affine_twice(singles(values), factor, second, shift, w, b)
         return either(load(parts[FITS], 0, i), single, singles(double))
 
     return chosen

@@ -1,8 +1,12 @@
 """Kernels for runs whose values have their own weight and bias; the formulas are those of own.py."""
 
+from numba import types
+
+from keepnorm.kernels import half_vectors
 from keepnorm.kernels.compile import exact, variant
+from keepnorm.kernels.half_vectors import COUNT, moved_twice
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.own import float32_is_enough, is_held, largest_weight, rest
+from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_weight
 from keepnorm.kernels.runs import kernel
 from keepnorm.kernels.scalars import LOW, MEAN, SCALE
 from keepnorm.kernels.traffic import until_aligned
@@ -30,6 +34,10 @@ def _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
 def _in_float32_of(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
     if not is_held(x.dtype):
         return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: None  # noqa: ARG005
+    if isinstance(x.dtype, types.Record):
+        return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: _halves(
+            x, xi, y, yi, n, mean, scale, weight, bias, a, past
+        )
     return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: _singly(
         x, xi, y, yi, n, mean, scale, weight, bias, a, past
     )
@@ -37,9 +45,10 @@ def _in_float32_of(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
 
 @exact
 def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
-    f = singles(fill(scale))
-    r = singles(fill(rest(scale)))
-    c = singles(fill(-mean * scale))
+    factor, rest, shift = float32_parts(x, mean, scale)
+    f = singles(fill(factor))
+    r = singles(fill(rest))
+    c = singles(fill(shift))
     i = 0
     k = until_aligned(y, yi, past)
     while i < n:
@@ -59,6 +68,30 @@ def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
             write(y, yi + WIDTH, j, other, past)
         i += whole
         k = WIDTH
+
+
+@exact
+def _halves(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
+    factor, mean, rest = float32_parts(x, mean, scale)
+    f = half_vectors.fill(factor)
+    m = half_vectors.fill(mean)
+    r = half_vectors.fill(rest)
+    i = 0
+    k = until_aligned(y, yi, past, COUNT)
+    while i < n:
+        k = least(k, n - i)
+        if k > 0:
+            w = half_vectors.load_first(weight, a, i, k)
+            b = half_vectors.load_first(bias, a, i, k)
+            half_vectors.save_first(y, yi, i, k, moved_twice(half_vectors.load_first(x, xi, i, k), m, f, r, w, b))
+        i += k
+        whole = (n - i) // COUNT * COUNT
+        for j in range(i, i + whole, COUNT):
+            w = half_vectors.load(weight, a, j)
+            b = half_vectors.load(bias, a, j)
+            half_vectors.write(y, yi, j, moved_twice(half_vectors.load(x, xi, j), m, f, r, w, b), past)
+        i += whole
+        k = n - i
 
 
 @exact

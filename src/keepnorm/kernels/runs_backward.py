@@ -41,11 +41,13 @@ from keepnorm.kernels.vector import (
     floats,
     fused,
     load,
+    load_both,
     load_first,
     save,
     save_first,
     total,
     write,
+    write_both,
 )
 
 # Rows of the scratch array of a group of cells.
@@ -57,23 +59,27 @@ def run_sums(x, xi, dy, zi, n, mean, low):
     """Sum dy and dy * d over a run."""
     m = fill(mean)
     e = fill(low)
-    s = q = fill(0.0)
+    s = s2 = q = q2 = fill(0.0)
     ahead = distance(x, n)
     i = 0
-    while i + WIDTH <= n:
+    while i + 2 * WIDTH <= n:
         if ahead != 0:
             ask(x, xi + ahead + i)
             ask(dy, zi + ahead + i)
-        g = floats(load(dy, zi, i))
-        s += g
-        q = fused(g, centred_values(load(x, xi, i), m, e), q)
+        g, g2 = load_both(dy, zi, i)
+        d, d2 = load_both(x, xi, i)
+        s += floats(g)
+        s2 += floats(g2)
+        q = fused(floats(g), centred_values(d, m, e), q)
+        q2 = fused(floats(g2), centred_values(d2, m, e), q2)
+        i += 2 * WIDTH
+    while i < n:
+        k = least(WIDTH, n - i)
+        given = floats(load_first(dy, zi, i, k))
+        s += given
+        q = fused(given, first(centred_values(load_first(x, xi, i, k), m, e), k), q)
         i += WIDTH
-    if i < n:
-        k = n - i
-        g = floats(load_first(dy, zi, i, k))
-        s += g
-        q = fused(g, first(centred_values(load_first(x, xi, i, k), m, e), k), q)
-    return total(s), total(q)
+    return total(s + s2), total(q + q2)
 
 
 @exact
@@ -112,21 +118,25 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
     c = fill(level)
     ahead = distance(x, n)
     i = 0
-    k = until_aligned(dx, yi, past)
+    end = least(until_aligned(dx, yi, past, 2 * WIDTH), n)
     while i < n:
-        k = least(k, n - i)
-        if k > 0:
+        while i < end:
+            k = least(WIDTH, end - i)
             d = centred_values(load_first(x, xi, i, k), m, e)
             save_first(dx, yi, i, k, fused(floats(load_first(dy, zi, i, k)), f, fused(d, b, c)))
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
+            i += k
+        whole = (n - i) // (2 * WIDTH) * 2 * WIDTH
+        for j in range(i, i + whole, 2 * WIDTH):
             if ahead != 0:
                 ask(x, xi + ahead + j)
                 ask(dy, zi + ahead + j)
-            d = centred_values(load(x, xi, j), m, e)
-            write(dx, yi, j, fused(floats(load(dy, zi, j)), f, fused(d, b, c)), past)
-        i += k + whole
-        k = n - i
+            g, g2 = load_both(dy, zi, j)
+            given, given2 = load_both(x, xi, j)
+            one = fused(floats(g), f, fused(centred_values(given, m, e), b, c))
+            other = fused(floats(g2), f, fused(centred_values(given2, m, e), b, c))
+            write_both(dx, yi, j, (one, other), past)
+        i += whole
+        end = n
 
 
 @exact

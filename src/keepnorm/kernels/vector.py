@@ -88,6 +88,11 @@ def is_narrow_float(dtype):
     return dtype is types.float32 or isinstance(dtype, types.Record)
 
 
+def _is_brain(dtype):
+    """Whether a dtype is bfloat16."""
+    return isinstance(dtype, types.Record) and "bfloat16" in dtype.fields
+
+
 def _kind(dtype):
     return FLOATS if dtype is types.float64 else Values(dtype)
 
@@ -158,9 +163,8 @@ def load_both(typing, array, start, index):
 
     Of bfloat16 those in even places and those in odd ones, since both take one instruction less that way.
     """
-    dtype = array.dtype
-    brain = isinstance(dtype, types.Record) and "bfloat16" in dtype.fields
-    kind = SINGLES if brain else _kind(dtype)
+    brain = _is_brain(array.dtype)
+    kind = SINGLES if brain else _kind(array.dtype)
 
     def generate(context, builder, signature, arguments):
         pointer, size = place(context, builder, signature.args[0], *arguments)
@@ -206,6 +210,47 @@ def write(typing, array, start, index, value, past):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, value, types.boolean), generate
+
+
+@intrinsic
+def write_both(typing, array, start, index, values, past):
+    """Write two times eight float64 to where `load_both` has read as many, as `write` does: to a multiple of what all take."""
+
+    def generate(context, builder, signature, arguments):
+        kind, at, past = signature.args[0], arguments[:3], arguments[4]
+        both = cgutils.unpack_tuple(builder, arguments[3], 2)
+        if _is_brain(kind.dtype):
+            pointer, size = place(context, builder, kind, *at, 2 * WIDTH)
+            words = united(builder, *(builder.fptrunc(part, _SINGLES) for part in both))
+            store_past(builder, builder.bitcast(words, pointer.type.pointee), pointer, size, past)
+        else:
+            _write_two(context, builder, kind, at, both, past)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, values, types.boolean), generate
+
+
+@intrinsic
+def write_two(typing, array, start, index, one, other, past):
+    """Write eight float64 and eight more behind them, as `write` does: to a multiple of what all take."""
+
+    def generate(context, builder, signature, arguments):
+        kind, at, (one, other, past) = signature.args[0], arguments[:3], arguments[3:]
+        if _is_brain(kind.dtype):
+            # Rounding takes nine instructions, for eight values as for sixteen.
+            pointer, size = place(context, builder, kind, *at, 2 * WIDTH)
+            store_past(builder, _rounded(builder, kind.dtype, joined(builder, one, other)), pointer, size, past)
+        else:
+            _write_two(context, builder, kind, at, (one, other), past)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, one, other, types.boolean), generate
+
+
+def _write_two(context, builder, kind, at, both, past):
+    pointer, size = place(context, builder, kind, *at)
+    for n, values in enumerate(both):
+        store_past(builder, _rounded(builder, kind.dtype, values), builder.gep(pointer, [Constant(_INT, n)]), size, past)
 
 
 @intrinsic
@@ -516,6 +561,22 @@ def _affine_twice(builder, given, scale, rest, shift, weight, bias):
 
 
 @intrinsic
+def moved_twice(typing, values, high, factor, rest, weight, bias):
+    """((values - high) * factor + rest) * weight + bias in float32, rounded at each step but the products."""
+
+    def generate(context, builder, signature, arguments):
+        return moved_and_weighted(builder, *arguments)
+
+    return SINGLES(*[SINGLES] * 6), generate
+
+
+def moved_and_weighted(builder, given, high, factor, rest, weight, bias):
+    """The same in LLVM's language, for any number of float32."""
+    moved = call(builder, "fma", builder.fsub(given, high), factor, rest)
+    return call(builder, "fma", moved, weight, bias)
+
+
+@intrinsic
 def either(typing, which, values, others):
     """Of eight values and eight others of their kind, the first where `which` is not 0."""
 
@@ -545,8 +606,8 @@ def split(builder, words):
 def united(builder, low, high):
     """The inverse of `split`, rounded."""
     count = low.type.count
-    low = builder.lshr(_nearest(builder, low), _same(_INT, 16, count))
-    return builder.or_(low, builder.and_(_nearest(builder, high), _same(_INT, 0xFFFF0000, count)))
+    low, high = halved(builder, _nearest(builder, joined(builder, low, high)))
+    return builder.or_(builder.lshr(low, _same(_INT, 16, count)), builder.and_(high, _same(_INT, 0xFFFF0000, count)))
 
 
 def half_of(builder, dtype, single):
@@ -576,10 +637,11 @@ def _widened(builder, dtype, given):
 
 
 def _rounded(builder, dtype, value):
-    """Eight float64 or float32 as values of a dtype of results."""
+    """Some float64 or float32 as values of a dtype of results."""
     if dtype is types.float64:
         return value
-    single = builder.fptrunc(value, _SINGLES) if value.type == _DOUBLES else value
+    kind = _lanes(ir.FloatType(), value.type.count)
+    single = value if value.type == kind else builder.fptrunc(value, kind)
     return single if dtype is types.float32 else half_of(builder, dtype, single)
 
 
