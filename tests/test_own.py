@@ -3,8 +3,11 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from numba import njit
 
 import keepnorm as kn
+from keepnorm.kernels import own
+from keepnorm.kernels.records import BFLOAT16, FLOAT16
 from tests.tolerance import ulp
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -70,6 +73,37 @@ def test_a_bias_that_cancels_the_rest_is_added_in_float64():
     right = exact(x, w, b.astype("f4"))
     # 2^-29 is what the mean and the scale of a narrow result are rounded to; what cancels here is up to three times 1e4.
     assert np.max(np.abs(y - right)[7]) <= 2.0**-27 * 3e4
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("order", "CF")
+def test_a_bias_that_cancels_the_rest_of_halves_is_added_in_float64(dtype, order):
+    rng = np.random.default_rng(12)
+    x = np.array(rng.standard_normal((400, 96)), dtype, order=order)
+    w = np.full(96, 200, "f4")
+    b = (-200 * exact(x, np.ones(96), np.zeros(96))[7]).astype("f4")
+    got, right = kn.layer_norm(x, w, b, axes=-1)[7], exact(x, w, b)[7]
+    assert np.abs(right).max() < 1e-4
+    # 2^-28 is what the scale of a narrow result is rounded to; float32 would be off by 1e-4.
+    assert np.max(np.abs(got.astype("f8") - right)) <= 2.0**-27 * 600
+
+
+@njit
+def parts_of(x, mean, scale):
+    return own.float32_parts(x, mean, scale)
+
+
+@pytest.mark.parametrize("x", [np.zeros(1, "f4"), np.zeros(1, FLOAT16), np.zeros(1, BFLOAT16)], ids=lambda x: str(x.dtype))
+def test_float32_loses_neither_the_mean_nor_the_scale(x):
+    mean, scale = 100.123456789, 0.987654321
+    one, other, shift = map(float, parts_of(x, mean, scale))
+    assert one == np.float32(scale)
+    if x.dtype == np.float32:
+        assert abs(one + other - scale) <= 2.0**-48
+        assert shift == np.float32(-mean * scale)
+    else:
+        assert other == np.float32(mean)
+        assert abs(other - shift / scale - mean) <= 2.0**-24 * abs(other - mean)
 
 
 @pytest.mark.parametrize("order", "CF")
