@@ -16,6 +16,7 @@ WALKS = {
     "long runs": ((317, 20011), 0),
     "runs and pieces": ((60, 3, 35_003), 1),
     "short runs": ((497, 67, 193), 1),
+    "rows of some lines": ((20011, 331), 0),
     "lanes": ((30011, 211), 1),
     "even lanes": ((30011, 224), 1),
     "wide lanes": ((1127, 5623), 1),
@@ -49,8 +50,9 @@ def pieces(shape, keep, itemsize):
     ("walk", "dtype", "start"),
     [
         *((walk, np.float32, start) for walk in WALKS for start in (0, 5)),
-        *((walk, np.float32, start) for walk in ("long runs", "lanes") for start in (1, 15)),
-        *((walk, dtype, 3) for walk in ("long runs", "wide lanes") for dtype in WIDTHS),
+        *((walk, np.float32, start) for walk in ("long runs", "lanes", "rows of some lines") for start in (1, 15)),
+        *((walk, dtype, 3) for walk in ("long runs", "wide lanes", "rows of some lines") for dtype in WIDTHS),
+        *(("folded lanes", dtype, 19) for dtype in WIDTHS[1:3]),
     ],
 )
 def test_forward_writes_what_small_results_have(walk, dtype, start):
@@ -70,11 +72,31 @@ def test_forward_writes_what_small_results_have(walk, dtype, start):
         assert out[part].tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("start", [0, 3, 18])
+@pytest.mark.parametrize("dtype", [np.float32, *WIDTHS[:3]], ids=lambda d: np.dtype(d).name)
+def test_layer_norm_writes_what_small_results_have(dtype, start):
+    rows = 20011 * 8 // np.dtype(dtype).itemsize
+    x = data((rows, 331), dtype)
+    weight, bias = np.random.default_rng(4).standard_normal((2, 331)).astype(dtype)
+    memory, inside, out = beside(x.shape, dtype, start)
+    assert out.nbytes >= STREAM
+    kn.layer_norm(x, weight, bias, axes=-1, out=out)
+    assert (memory[: inside.start] == 77).all()
+    assert (memory[inside.stop :] == 77).all()
+    for part in np.array_split(np.arange(rows), 3):
+        few = slice(part[0], part[-1] + 1)
+        assert out[few].tobytes() == kn.layer_norm(x[few], weight, bias, axes=-1).tobytes()
+
+
 @pytest.mark.parametrize(
     ("walk", "dtype"),
     [
         *((walk, dtype) for walk in WALKS for dtype in (np.float32, np.float64)),
-        *((walk, dtype) for walk in ("long runs", "wide lanes", "folded lanes") for dtype in WIDTHS[1:3]),
+        *(
+            (walk, dtype)
+            for walk in ("long runs", "wide lanes", "folded lanes", "rows of some lines")
+            for dtype in WIDTHS[1:3]
+        ),
     ],
 )
 def test_backward_writes_what_small_results_have(walk, dtype):

@@ -12,7 +12,7 @@ What is called `centre` here is 0 for a cell whose mean has gone into its shift,
 
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.traffic import ask, ask_ahead, distance, until_aligned
+from keepnorm.kernels.traffic import ask, ask_ahead, before_lines, distance, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
     deviations,
@@ -69,18 +69,19 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
     b = fill(shift)
     ahead = distance(x, n)
     i = 0
-    k = until_aligned(y, yi, past)
+    end = before_lines(y, yi, n, past)
     while i < n:
-        k = least(k, n - i)
-        if k > 0:
+        while i < end:
+            k = least(WIDTH, end - i)
             save_first(y, yi, i, k, scaled(deviations(load_first(x, xi, i, k), m), f, b))
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
+            i += k
+        whole = whole_steps(y, n - i, WIDTH, past)
+        for j in range(i, i + whole, WIDTH):
             if ahead != 0:
                 ask(x, xi + ahead + j)
             write(y, yi, j, scaled(deviations(load(x, xi, j), m), f, b), past)
-        i += k + whole
-        k = n - i
+        i += whole
+        end = n
 
 
 @exact
@@ -136,21 +137,24 @@ def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
             lane += WIDTH
             lane -= full if lane >= full else 0
         return
-    k = least(until_aligned(y, yi, past), n)
+    end = before_lines(y, yi, n, past)
     ahead = distance(x, n)
     while i < n:
-        if k > 0:
+        while i < end:
+            k = least(WIDTH, end - i)
+            lane -= full if lane >= full else 0
             d = uncentred(load_first(x, xi, i, k), load(centre, lane, 0), y)
             save_first(y, yi, i, k, scaled(d, load(w, lane, 0), load(shift, lane, 0)))
-        i += k
-        lane += k
+            i += k
+            lane += k
+        stop = i + whole_steps(y, n - i, WIDTH, past)
         if folded and full >= SPAN and SPAN % width == 0:
-            spans = (n - i) // SPAN
+            spans = (stop - i) // SPAN
             scale_spans(x, xi + i, y, yi + i, spans, w, shift, lane, past)
             i += spans * SPAN
-        while i + WIDTH <= n:
+        while i < stop:
             lane -= full if lane >= full else 0
-            whole = least((full - lane + WIDTH - 1) // WIDTH, (n - i) // WIDTH) * WIDTH
+            whole = least((full - lane + WIDTH - 1) // WIDTH, (stop - i) // WIDTH) * WIDTH
             for j in range(0, whole, WIDTH):
                 if ahead != 0:
                     ask(x, xi + i + ahead + j)
@@ -158,5 +162,4 @@ def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
                 write(y, yi + i, j, scaled(d, load(w, lane, j), load(shift, lane, j)), past)
             i += whole
             lane += whole
-        lane -= full if lane >= full else 0
-        k = n - i
+        end = n

@@ -37,7 +37,7 @@ from keepnorm.kernels.scalars import (
     half_to_float,
     store,
 )
-from keepnorm.kernels.traffic import ask, distance, until_aligned
+from keepnorm.kernels.traffic import ask, before_lines, distance, whole_steps
 from keepnorm.kernels.vector import deviations, scaled
 
 # Rows of the float32 parts of lanes.
@@ -131,20 +131,19 @@ def _run(x, xi, y, yi, n, mean, w, shift, past):
             k = least(COUNT, n - i)
             save_first(y, yi, i, k, moved(load_first(x, xi, i, k), high, factor, rest))
         return
-    # What is left at both ends overlaps the rest, so it is read before anything is written: y may be x itself.
-    head = until_aligned(y, yi, past, BOTH)
-    start = end = moved_both(load_both(x, xi, n - BOTH), high, factor, rest)
-    if head > 0:
-        start = moved_both(load_both(x, xi, 0), high, factor, rest)
+    # What is left at the end overlaps the rest, so it is read before anything is written: y may be x itself.
+    end = moved_both(load_both(x, xi, n - BOTH), high, factor, rest)
+    head = before_lines(y, yi, n, past)
+    for i in range(0, head, COUNT):
+        k = least(COUNT, head - i)
+        save_first(y, yi, i, k, moved(load_first(x, xi, i, k), high, factor, rest))
     ahead = distance(x, n)
-    whole = (n - head) // BOTH * BOTH
-    for i in range(head, head + whole, BOTH):
+    stop = head + whole_steps(y, n - head, BOTH, past)
+    for i in range(head, stop, BOTH):
         if ahead != 0:
             ask(x, xi + ahead + i)
         write_both(y, yi, i, moved_both(load_both(x, xi, i), high, factor, rest), past)
-    if head > 0:
-        write_both(y, yi, 0, start, False)
-    if head + whole < n:
+    if stop < n:
         write_both(y, yi, n - BOTH, end, False)
 
 
@@ -188,14 +187,22 @@ def _rows(x, xi, y, yi, n, full, parts, past):
     high = parts[HIGH]
     factor = parts[FACTOR]
     rest = parts[REST]
-    start = moved(load(x, xi, 0), load(high, 0, 0), load(factor, 0, 0), load(rest, 0, 0))
     lane = (n - COUNT) % full
     end = moved(load(x, xi, n - COUNT), load(high, lane, 0), load(factor, lane, 0), load(rest, lane, 0))
     ahead = distance(x, n)
-    head = lane = i = until_aligned(y, yi, past, COUNT)
-    while i + COUNT <= n:
+    lane = i = 0
+    head = before_lines(y, yi, n, past)
+    while i < head:
+        k = least(COUNT, head - i)
         lane -= full if lane >= full else 0
-        whole = least((full - lane + COUNT - 1) // COUNT, (n - i) // COUNT) * COUNT
+        values = moved(load_first(x, xi, i, k), load(high, lane, 0), load(factor, lane, 0), load(rest, lane, 0))
+        save_first(y, yi, i, k, values)
+        i += k
+        lane += k
+    stop = i + whole_steps(y, n - i, COUNT, past)
+    while i < stop:
+        lane -= full if lane >= full else 0
+        whole = least((full - lane + COUNT - 1) // COUNT, (stop - i) // COUNT) * COUNT
         for j in range(0, whole, COUNT):
             if ahead != 0:
                 ask(x, xi + i + ahead + j)
@@ -203,8 +210,9 @@ def _rows(x, xi, y, yi, n, full, parts, past):
             write(y, yi + i, j, values, past)
         i += whole
         lane += whole
-    if head > 0:
-        write(y, yi, 0, start, False)
+    if i + COUNT < n:
+        lane -= full if lane >= full else 0
+        write(y, yi, i, moved(load(x, xi, i), load(high, lane, 0), load(factor, lane, 0), load(rest, lane, 0)), False)
     if i < n:
         write(y, yi, n - COUNT, end, False)
 

@@ -69,6 +69,9 @@ SHIFT, SUM, SQUARES = range(3)
 LANE_MEAN, LANE_SCALE, LANE_SHIFT, LANE_CENTRE = range(4)
 LANE_ROWS = 5  # those of the kernels of own_lanes.py
 
+# How many lanes come again behind the last: before the first cache line of a row there may be as many.
+ROUND = 32
+
 
 @exact
 def add_row(x, start, n, shift, s, q, c):
@@ -246,10 +249,10 @@ def set_affine(x, y, plan, cell, a, cells, state, weight, bias, mixed, lanes):
     join(plan, cell, a, cells, own, state, weight, bias, lanes)
     n = cells * own
     folded = fold_lanes(x, y, n, lanes[LANE_MEAN], lanes[LANE_SCALE], lanes[LANE_SHIFT], lanes[LANE_CENTRE])
-    spread_round(lanes[LANE_SCALE], n, short // own, plan[FOLD], WIDTH)
-    spread_round(lanes[LANE_SHIFT], n, short // own, plan[FOLD], WIDTH)
+    spread_round(lanes[LANE_SCALE], n, short // own, plan[FOLD], ROUND)
+    spread_round(lanes[LANE_SHIFT], n, short // own, plan[FOLD], ROUND)
     if mixed or not folded:
-        spread_round(lanes[LANE_CENTRE], n, short // own, plan[FOLD], WIDTH)
+        spread_round(lanes[LANE_CENTRE], n, short // own, plan[FOLD], ROUND)
     return folded
 
 
@@ -311,10 +314,10 @@ def kernel(learn, set_lanes, apply):
         chunks = plan[CHUNKS]
         short = plan[LANE_REDUCED]
         full = plan[FOLD] * plan[CHUNK] * short
-        pitch = lines(full)
+        pitch = lines(full + ROUND)
         sums = allocate((3, pitch), np.float64)
         lanes = allocate((LANE_ROWS, pitch), np.float64)
-        parts = allocate((PARTS, 2 * lines(full // 2 + WIDTH)), np.float32)
+        parts = allocate((PARTS, 2 * lines(full // 2 + COUNT)), np.float32)
         buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
         line = allocate((0 if plan[LANE_Y] == 1 else full,), y.dtype)
         own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)

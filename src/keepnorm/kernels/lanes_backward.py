@@ -43,12 +43,13 @@ from keepnorm.kernels.traffic import (
     ask,
     ask_ahead,
     ask_in_order,
+    before_lines,
     distance,
     finish,
     is_large,
     streams,
     tile_of,
-    until_aligned,
+    whole_steps,
 )
 from keepnorm.kernels.vector import (
     WIDTH,
@@ -126,17 +127,18 @@ def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
     ahead = distance(x, n)
     i = 0
     lane = 0
-    end = least(until_aligned(dx, yi, past, 2 * WIDTH), n)
+    end = before_lines(dx, yi, n, past)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
+            lane -= full if lane >= full else 0
             save_first(dx, yi, i, k, gradient(load_first(x, xi, i, k), load_first(dy, zi, i, k), lanes, lane, 0))
             i += k
             lane += k
+        stop = i + whole_steps(dx, n - i, 2 * WIDTH, past)
+        while i < stop:
             lane -= full if lane >= full else 0
-        while i + 2 * WIDTH <= n:
-            lane -= full if lane >= full else 0
-            whole = least((full - lane + 2 * WIDTH - 1) // (2 * WIDTH), (n - i) // (2 * WIDTH)) * 2 * WIDTH
+            whole = least((full - lane + 2 * WIDTH - 1) // (2 * WIDTH), (stop - i) // (2 * WIDTH)) * 2 * WIDTH
             for j in range(0, whole, 2 * WIDTH):
                 if ahead != 0:
                     ask(x, xi + i + ahead + j)
@@ -146,7 +148,6 @@ def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
                 write_two(dx, yi + i, j, one, other, past)
             i += whole
             lane += whole
-        lane -= full if lane >= full else 0
         end = n
 
 

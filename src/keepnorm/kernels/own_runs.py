@@ -9,7 +9,7 @@ from keepnorm.kernels.integers import least
 from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_weight
 from keepnorm.kernels.runs import kernel
 from keepnorm.kernels.scalars import LOW, MEAN, SCALE
-from keepnorm.kernels.traffic import until_aligned
+from keepnorm.kernels.traffic import before_lines, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
     affine_twice,
@@ -50,15 +50,15 @@ def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
     r = singles(fill(rest))
     c = singles(fill(shift))
     i = 0
-    k = until_aligned(y, yi, past)
+    end = before_lines(y, yi, n, past)
     while i < n:
-        k = least(k, n - i)
-        if k > 0:
+        while i < end:
+            k = least(WIDTH, end - i)
             w = singles(load_first(weight, a, i, k))
             b = singles(load_first(bias, a, i, k))
             save_first(y, yi, i, k, affine_twice(singles(load_first(x, xi, i, k)), f, r, c, w, b))
-        i += k
-        whole = (n - i) // (2 * WIDTH) * 2 * WIDTH
+            i += k
+        whole = whole_steps(y, n - i, 2 * WIDTH, past)
         for j in range(i, i + whole, 2 * WIDTH):
             values = singles(load(x, xi, j)), singles(load(x, xi + WIDTH, j))
             w = singles(load(weight, a, j)), singles(load(weight, a + WIDTH, j))
@@ -67,7 +67,7 @@ def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
             write(y, yi, j, one, past)
             write(y, yi + WIDTH, j, other, past)
         i += whole
-        k = WIDTH
+        end = n
 
 
 @exact
@@ -77,21 +77,21 @@ def _halves(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
     m = half_vectors.fill(mean)
     r = half_vectors.fill(rest)
     i = 0
-    k = until_aligned(y, yi, past, COUNT)
+    end = before_lines(y, yi, n, past)
     while i < n:
-        k = least(k, n - i)
-        if k > 0:
+        while i < end:
+            k = least(COUNT, end - i)
             w = half_vectors.load_first(weight, a, i, k)
             b = half_vectors.load_first(bias, a, i, k)
             half_vectors.save_first(y, yi, i, k, moved_twice(half_vectors.load_first(x, xi, i, k), m, f, r, w, b))
-        i += k
-        whole = (n - i) // COUNT * COUNT
+            i += k
+        whole = whole_steps(y, n - i, COUNT, past)
         for j in range(i, i + whole, COUNT):
             w = half_vectors.load(weight, a, j)
             b = half_vectors.load(bias, a, j)
             half_vectors.write(y, yi, j, moved_twice(half_vectors.load(x, xi, j), m, f, r, w, b), past)
         i += whole
-        k = n - i
+        end = n
 
 
 @exact
@@ -101,18 +101,19 @@ def _in_float64(x, xi, y, yi, n, mean, scale, shift, weight, bias, a, past):
     f = fill(scale)
     s = fill(shift)
     i = 0
-    k = until_aligned(y, yi, past)
+    end = before_lines(y, yi, n, past)
     while i < n:
-        k = least(k, n - i)
-        if k > 0:
+        while i < end:
+            k = least(WIDTH, end - i)
             d = scaled(deviations(load_first(x, xi, i, k), m), f, s)
             save_first(y, yi, i, k, scaled(d, floats(load_first(weight, a, i, k)), floats(load_first(bias, a, i, k))))
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
+            i += k
+        whole = whole_steps(y, n - i, WIDTH, past)
+        for j in range(i, i + whole, WIDTH):
             d = scaled(deviations(load(x, xi, j), m), f, s)
             write(y, yi, j, scaled(d, floats(load(weight, a, j)), floats(load(bias, a, j))), past)
-        i += k + whole
-        k = n - i
+        i += whole
+        end = n
 
 
 @exact

@@ -32,7 +32,7 @@ from keepnorm.kernels.scalars import (
     offset,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import ask, ask_ahead, distance, finish, streams, until_aligned
+from keepnorm.kernels.traffic import ask, ask_ahead, before_lines, distance, finish, streams, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
     centred_values,
@@ -118,14 +118,14 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
     c = fill(level)
     ahead = distance(x, n)
     i = 0
-    end = least(until_aligned(dx, yi, past, 2 * WIDTH), n)
+    end = before_lines(dx, yi, n, past)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
             d = centred_values(load_first(x, xi, i, k), m, e)
             save_first(dx, yi, i, k, fused(floats(load_first(dy, zi, i, k)), f, fused(d, b, c)))
             i += k
-        whole = (n - i) // (2 * WIDTH) * 2 * WIDTH
+        whole = whole_steps(dx, n - i, 2 * WIDTH, past)
         for j in range(i, i + whole, 2 * WIDTH):
             if ahead != 0:
                 ask(x, xi + ahead + j)
@@ -148,20 +148,21 @@ def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, s
     b = fill(slope)
     c = fill(level)
     i = 0
-    k = until_aligned(dx, yi, past)
+    end = before_lines(dx, yi, n, past)
     while i < n:
-        k = least(k, n - i)
-        if k > 0:
+        while i < end:
+            k = least(WIDTH, end - i)
             d = centred_values(load_first(x, xi, i, k), m, e)
             g = floats(load_first(dy, zi, i, k)) * load_first(weight, a, i, k)
             save_first(dx, yi, i, k, fused(g, f, fused(d, b, c)))
-        whole = (n - i - k) // WIDTH * WIDTH
-        for j in range(i + k, i + k + whole, WIDTH):
+            i += k
+        whole = whole_steps(dx, n - i, WIDTH, past)
+        for j in range(i, i + whole, WIDTH):
             d = centred_values(load(x, xi, j), m, e)
             g = floats(load(dy, zi, j)) * load(weight, a, j)
             write(dx, yi, j, fused(g, f, fused(d, b, c)), past)
-        i += k + whole
-        k = n - i
+        i += whole
+        end = n
 
 
 @exact

@@ -11,20 +11,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from keepnorm.kernels.compile import exact
-from keepnorm.kernels.integers import most
+from keepnorm.kernels.integers import least, most
 from keepnorm.kernels.scratch import address_of
-from keepnorm.kernels.vector import WIDTH
 
 # Bytes of a result from which on it is written past the caches. (Two threads, 32 MiB of cache: 18 MB take 1.5 times as long
 # that way, 27 MB as long as otherwise, 60 MB 0.8 times.)
 STREAM = 24 << 20
 
 # Bytes of a row, at least, that goes there where rows are whole cache lines.
-ROW = 768
+ROW = 512
 
-# The same where they are not: the ends share their lines with the neighbours and are copied one by one through the caches,
-# which takes longer than all the rest of a short row. (768 bytes, one value off: twice the time of plain stores.)
-LONG_ROW = 1 << 13
+# The same where they are not: the ends share their lines with the neighbours and go through the caches. (64 MB in rows of one
+# cache line and a part, two threads: 1 KiB 6.2 to 7.4 ms and 8.1 with plain stores, 2 KiB 4.3 and 7.4, 4 KiB 3.4 and 5.5.)
+LONG_ROW = 1 << 10
 
 # Bytes of an array from which on rows are asked for ahead.
 AHEAD = 1 << 21
@@ -129,10 +128,20 @@ def put(line, y, start, step, n):
 
 
 @exact
-def until_aligned(y, start, past, count=WIDTH):
-    """How many values from y[start] on come before the first place where `count` may be written past the caches, if so."""
+def before_lines(y, start, n, past):
+    """How many of n values from y[start] on come before the first cache line that is written past the caches, if one is."""
     size = y.itemsize
-    return (-(address_of(y) + start * size) % (count * size)) // size if past else 0
+    return least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if past else 0
+
+
+@exact
+def whole_steps(y, n, step, past):
+    """How many of n values are written in whole steps; in whole cache lines, where these go past the caches.
+
+    A line of which one half goes past the caches and the other through them takes longer than all the rest of a short row.
+    """
+    unit = most(step, _CACHE_LINE // y.itemsize) if past else step
+    return n // unit * unit
 
 
 @exact
