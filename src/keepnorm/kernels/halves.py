@@ -183,20 +183,21 @@ def _set_parts(mean, w, shift, parts):
 
 
 @exact
+def _moved_lanes(values, parts, lane, j):
+    return moved(values, load(parts[HIGH], lane, j), load(parts[FACTOR], lane, j), load(parts[REST], lane, j))
+
+
+@exact
 def _rows(x, xi, y, yi, n, full, parts, past):
-    high = parts[HIGH]
-    factor = parts[FACTOR]
-    rest = parts[REST]
-    lane = (n - COUNT) % full
-    end = moved(load(x, xi, n - COUNT), load(high, lane, 0), load(factor, lane, 0), load(rest, lane, 0))
+    # As in `_run`.
+    end = _moved_lanes(load(x, xi, n - COUNT), parts, (n - COUNT) % full, 0)
     ahead = distance(x, n)
     lane = i = 0
     head = before_lines(y, yi, n, past)
     while i < head:
         k = least(COUNT, head - i)
         lane -= full if lane >= full else 0
-        values = moved(load_first(x, xi, i, k), load(high, lane, 0), load(factor, lane, 0), load(rest, lane, 0))
-        save_first(y, yi, i, k, values)
+        save_first(y, yi, i, k, _moved_lanes(load_first(x, xi, i, k), parts, lane, 0))
         i += k
         lane += k
     stop = i + whole_steps(y, n - i, COUNT, past)
@@ -206,21 +207,14 @@ def _rows(x, xi, y, yi, n, full, parts, past):
         for j in range(0, whole, COUNT):
             if ahead != 0:
                 ask(x, xi + i + ahead + j)
-            values = moved(load(x, xi + i, j), load(high, lane, j), load(factor, lane, j), load(rest, lane, j))
-            write(y, yi + i, j, values, past)
+            write(y, yi + i, j, _moved_lanes(load(x, xi + i, j), parts, lane, j), past)
         i += whole
         lane += whole
     if i + COUNT < n:
         lane -= full if lane >= full else 0
-        write(y, yi, i, moved(load(x, xi, i), load(high, lane, 0), load(factor, lane, 0), load(rest, lane, 0)), False)
+        write(y, yi, i, _moved_lanes(load(x, xi, i), parts, lane, 0), False)
     if i < n:
         write(y, yi, n - COUNT, end, False)
-
-
-@exact
-def _short_row(x, xi, y, yi, n, parts):
-    high, factor, rest = load(parts[HIGH], 0, 0), load(parts[FACTOR], 0, 0), load(parts[REST], 0, 0)
-    save_first(y, yi, 0, n, moved(load_first(x, xi, 0, n), high, factor, rest))
 
 
 def mixed_row(x, xi, y, yi, n, centre, w, shift, parts):
@@ -255,7 +249,7 @@ def _narrow_rows(x, xi, y, yi, n, full, parts, past):
 
     def rows(x, xi, y, yi, n, full, parts, past):
         if n < COUNT:
-            _short_row(x, xi, y, yi, n, parts)
+            save_first(y, yi, 0, n, _moved_lanes(load_first(x, xi, 0, n), parts, 0, 0))
         else:
             _rows(x, xi, y, yi, n, full, parts, past)
 
