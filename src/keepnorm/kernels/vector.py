@@ -29,12 +29,12 @@ _HALF_BITS = ir.IntType(16)
 
 
 def _lanes(kind, count=WIDTH):
-    """An LLVM vector of eight of a kind."""
+    """An LLVM vector of a kind, eight of it where nothing else is said."""
     return ir.VectorType(kind, count)
 
 
 def _same(kind, value, count=WIDTH):
-    """The same constant eight times."""
+    """The same constant in all lanes."""
     return Constant(_lanes(kind, count), [value] * count)
 
 
@@ -98,7 +98,7 @@ def _kind(dtype):
 
 
 def place(context, builder, kind, array, start, index, count=WIDTH):
-    """The address of array[start + index], as that of eight values, and the bytes that it is a multiple of."""
+    """The address of array[start + index], as that of `count` values, and the bytes that it is a multiple of."""
     index = builder.add(start, index)
     made = context.make_array(kind)(context, builder, array)
     size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
@@ -107,13 +107,13 @@ def place(context, builder, kind, array, start, index, count=WIDTH):
 
 
 def _are_first(builder, n, count):
-    """Which of eight values are the first n."""
+    """Which of some values are the first n."""
     numbers = Constant(_lanes(_WORD, count), list(range(count)))
     return builder.icmp_signed("<", numbers, filled(builder, n, count))
 
 
 def filled(builder, value, count=WIDTH):
-    """One value eight times."""
+    """One value in all lanes."""
     nothing = Constant(_lanes(value.type, count), ir.Undefined)
     one = builder.insert_element(nothing, value, Constant(_INT, 0))
     return builder.shuffle_vector(one, nothing, _same(_INT, 0, count))
@@ -371,7 +371,7 @@ def scaled(typing, a, b, c):
 
 
 def call(builder, name, *arguments):
-    """One of LLVM's functions of eight float64 or float32."""
+    """One of LLVM's functions of some float64 or float32."""
     lanes = arguments[0].type
     kind = ir.FunctionType(lanes, [lanes] * len(arguments))
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{_letters(lanes)}")
