@@ -243,8 +243,8 @@ def test_float16_is_converted_by_the_older_instruction_where_there_is_a_slower_o
     if "x86" not in llvm.Target.from_default_triple().name:
         pytest.skip("asks for x86's instructions")
     code = llvm.parse_assembly("""
-        define <8 x double> @widened(ptr %p) {
-            %half = load <8 x half>, ptr %p
+        define <8 x double> @widened(<8 x i16> %bits) {
+            %half = bitcast <8 x i16> %bits to <8 x half>
             %double = fpext <8 x half> %half to <8 x double>
             ret <8 x double> %double
         }
