@@ -6,8 +6,10 @@ import mmap
 import ml_dtypes
 import numpy as np
 import pytest
+from numba import njit
 
 import keepnorm as kn
+from keepnorm.kernels import traffic
 from keepnorm.kernels.traffic import FAR, STREAM
 
 # In each way to walk them, rows that end inside a cache line and, in even lanes, with one: (shape, kept axis). In float32,
@@ -70,6 +72,37 @@ def test_forward_writes_what_small_results_have(walk, dtype, start):
         expected = kn.normalize(np.ascontiguousarray(x[part]), keep, moments=moments)
         assert expected.nbytes < STREAM
         assert out[part].tobytes() == expected.tobytes()
+
+
+@njit
+def cut(y, start, n, step, past):
+    head = traffic.before_lines(y, start, n, past)
+    return head, traffic.whole_steps(y, n - head, step, past)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16], ids=lambda d: np.dtype(d).name)
+def test_what_goes_past_the_caches_is_whole_lines(dtype):
+    """A line of which a part goes through the caches takes longer than a row."""
+    _, _, y = beside((400,), dtype, 0)
+    line = 64 // y.itemsize
+    for start in range(line + 1):
+        for n in (1, 7, 40, 131, 300):
+            head, whole = cut(y, start, n, 8, True)
+            assert head == min(n, -start % line)
+            assert whole == (n - head) // line * line
+            assert cut(y, start, n, 8, False) == (0, n // 8 * 8)
+
+
+@pytest.mark.parametrize("start", [0, 5, 15])
+def test_few_rows_of_as_many_lanes_as_stay_in_registers(start):
+    """The first whole line begins in the middle of the lanes, so that the last of them come after the first again."""
+    x = data((27001, 4, 64), np.float32)
+    memory, inside, out = beside(x.shape, np.float32, start)
+    assert out.nbytes >= STREAM
+    kn.normalize(x, (0, 2), out=out)
+    assert (np.delete(memory, inside) == 77).all()
+    for few in (slice(0, 9000), slice(9000, 18000), slice(18000, 27001)):
+        assert out[few].tobytes() == kn.normalize(x[few], (0, 2)).tobytes()
 
 
 @pytest.mark.parametrize("start", [0, 3, 18])

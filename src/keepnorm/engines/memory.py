@@ -281,7 +281,7 @@ def apart(a: Array, b: Array) -> bool:
 
 @cache
 def is_half(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype that kernels take is float16 or bfloat16, whose kind is that of a void."""
+    """Whether a dtype that kernels take is float16, or bfloat16, which NumPy knows as two bytes without a meaning."""
     return dtype.itemsize == 2 and dtype.kind in "fV" and dtype.isnative
 
 

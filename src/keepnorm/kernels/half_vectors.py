@@ -10,13 +10,13 @@ from numba.core.datamodel import models, register_default
 from numba.extending import intrinsic
 
 from keepnorm.kernels.vector import (
-    call,
     filled,
     half_of,
     halved,
     joined,
     loaded_first,
     moved_and_weighted,
+    moved_values,
     place,
     single_of,
     split,
@@ -139,7 +139,7 @@ def moved_both(typing, values, high, factor, rest):
 
     def generate(context, builder, signature, arguments):
         values, *given = arguments
-        both = [_moved(builder, part, *given) for part in cgutils.unpack_tuple(builder, values, 2)]
+        both = [moved_values(builder, part, *given) for part in cgutils.unpack_tuple(builder, values, 2)]
         return context.make_tuple(builder, signature.return_type, both)
 
     return values(values, SINGLES, SINGLES, SINGLES), generate
@@ -170,10 +170,6 @@ def moved(typing, values, high, factor, rest):
     """(values - high) * factor + rest, rounded twice."""
 
     def generate(context, builder, signature, arguments):
-        return _moved(builder, *arguments)
+        return moved_values(builder, *arguments)
 
     return SINGLES(SINGLES, SINGLES, SINGLES, SINGLES), generate
-
-
-def _moved(builder, values, high, factor, rest):
-    return call(builder, "fma", builder.fsub(values, high), factor, rest)

@@ -189,7 +189,7 @@ def _moved_lanes(values, parts, lane, j):
 
 @exact
 def _rows(x, xi, y, yi, n, full, parts, past):
-    # As in `_run`.
+    # Read before anything is written, as in `_run`.
     end = _moved_lanes(load(x, xi, n - COUNT), parts, (n - COUNT) % full, 0)
     ahead = distance(x, n)
     lane = i = 0

@@ -9,6 +9,7 @@ With the scale as the sum of two float32, the larger of which is s::
 Each line is rounded once for each of its sums. In units in the last place of ``max(|y|, 1)``, y is off by at most half of one,
 half a place of the bias, 1.5 times ``|mean * scale * weight|``, and ``(|weight| + |y - bias|) / 64`` for the 28 bits of mean
 and scale (scalars.py): by less than 2 where no bias exceeds 3.5, no weight 4, and ``|mean * scale * weight|`` is 0.2 at most.
+
 Results that are halves have a last place far away, and need no second float32::
 
     y = ((x - mean) * scale + rest) * weight + bias

@@ -570,10 +570,14 @@ def moved_twice(typing, values, high, factor, rest, weight, bias):
     return SINGLES(*[SINGLES] * 6), generate
 
 
+def moved_values(builder, given, high, factor, rest):
+    """(given - high) * factor + rest, rounded twice, of any number of float32."""
+    return call(builder, "fma", builder.fsub(given, high), factor, rest)
+
+
 def moved_and_weighted(builder, given, high, factor, rest, weight, bias):
-    """The same in LLVM's language, for any number of float32."""
-    moved = call(builder, "fma", builder.fsub(given, high), factor, rest)
-    return call(builder, "fma", moved, weight, bias)
+    """The same times a weight, and a bias, rounded once more."""
+    return call(builder, "fma", moved_values(builder, given, high, factor, rest), weight, bias)
 
 
 @intrinsic
