@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
+from keepnorm import validate
 from keepnorm.engines import host
 
 SHAPE = (6, 20, 8)
@@ -108,45 +109,59 @@ def test_other_outputs_after_the_usual_one(place):
         assert out.tobytes() == expected.tobytes(), name
 
 
-def test_a_call_with_an_output_is_kept_too(monkeypatch):
+@pytest.fixture
+def served(monkeypatch):
+    """Nothing is kept before; for each call that finds what was kept: whether that has served it."""
     monkeypatch.setattr(host, "_READY", {})
+    monkeypatch.setattr(validate, "_CALLS", {})
+    prepare, calls = host.prepare, []
+
+    def counted(*arguments):
+        run = prepare(*arguments)
+
+        def ready(*given):
+            y = run(*given)
+            calls.append(y is not None)
+            return y
+
+        return ready
+
+    monkeypatch.setattr(host, "prepare", counted)
+    return calls
+
+
+def test_a_call_with_an_output_is_kept_too(served):
     x, w, b = arrays()
     kn.normalize(x, 1, w, b, out=np.empty_like(x))
-    (kept,) = host._READY.values()
-    used = []
-    monkeypatch.setitem(host._READY, next(iter(host._READY)), kept._replace(start=lambda *_: used.append(1)))
     kn.normalize(x, 1, w, b, out=np.empty_like(x))
     kn.normalize(x, 1, w, b, out=x)
-    assert used == [1, 1]
+    assert served == [True, True]
     kn.normalize(x, 1, w, b, out=x[:])
-    assert used == [1, 1], "memory that is shared takes the longer way"
+    assert not served[2], "memory that is shared takes the longer way"
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_calls_of_halves_are_kept_too_each_dtype_apart(given, monkeypatch):
-    monkeypatch.setattr(host, "_READY", {})
+def test_calls_of_halves_are_kept_too_each_dtype_apart(given, served):
     for n, dtype in enumerate((np.float32, *HALVES), 1):
         x, w, b = arrays(dtype)
         w, b = (w, b) if given else (None, None)
         expected = kn.normalize(x, 1, w, b)
         assert len(host._READY) == n
-        used = []
-        (key,) = (key for key in host._READY if key[1] == x.dtype)
-        start = host._READY[key].start
-        monkeypatch.setitem(host._READY, key, host._READY[key]._replace(start=lambda *a, s=start, u=used: u.append(s(*a))))
+        assert not served
         again = kn.normalize(x, 1, w, b)
         out = kn.normalize(x, 1, w, b, out=np.empty_like(x))
-        assert len(used) == 2
+        assert served == [True, True]
         assert again.dtype == out.dtype == x.dtype
         assert again.tobytes() == out.tobytes() == expected.tobytes()
+        served.clear()
 
 
-def test_parameters_and_arrays_of_a_call_are_not_kept(monkeypatch):
-    monkeypatch.setattr(host, "_READY", {})  # else another test's call may be the one that is kept
+def test_parameters_and_arrays_of_a_call_are_not_kept(served):
     x, w, b = arrays()
     for _ in range(2):
         y = kn.normalize(x, 1, w, b)
     assert len(host._READY) == 1
+    assert served == [True]
     marks = [weakref.ref(a) for a in (x, w, b, y)]
     del x, w, b, y
     gc.collect()
@@ -160,10 +175,77 @@ def test_what_is_kept_has_a_bound(monkeypatch):
         assert len(host._READY) <= 3
 
 
-def test_errors_come_before_what_is_kept():
+def test_parameters_of_grouped_channels_are_served_in_the_shape_of_the_channels(served):
+    x = np.random.default_rng(0).standard_normal((4, 20, 8)).astype(np.float32)
+    w, b = np.random.default_rng(1).standard_normal((2, 20)).astype(np.float32)
+    first, second = (kn.group_norm(x, w, b, groups=5, channel=1) for _ in range(2))
+    assert served == [True]
+    assert first.tobytes() == second.tobytes()
+
+
+def test_tensors_are_served_too(served):
+    torch = pytest.importorskip("torch")
+    x, w, b = map(torch.from_numpy, arrays())
+    first, second = (kn.batch_norm(x, w, b, channel=1) for _ in range(2))
+    assert served == [True]
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("word", [True, 1.0, np.bool_(True), "1"], ids=repr)
+def test_what_only_equals_an_axis_is_no_axis_either_when_the_call_is_known(word, served):
     x, w, b = arrays()
     kn.normalize(x, 1, w, b)
-    with pytest.raises(ValueError, match="weight has shape"):
-        kn.normalize(x, 1, w[:-1].copy(), b)
-    with pytest.raises(ValueError, match="eps"):
-        kn.normalize(x, 1, w, b, eps=-1.0)
+    with pytest.raises((TypeError, ValueError)):
+        kn.normalize(x, word, w, b)
+    with pytest.raises((TypeError, ValueError)):
+        kn.normalize(x, (0, word), w, b)
+    assert not served
+
+
+class Weights(np.ndarray):
+    """A subclass that may mean something else."""
+
+
+WRONG = {
+    "a weight too short": lambda x, w, b: kn.normalize(x, 1, w[:-1].copy(), b),
+    "a bias of another shape": lambda x, w, b: kn.normalize(x, 1, w, b[:, None].copy()),
+    "a list": lambda x, w, b: kn.normalize(x, 1, w, b.tolist()),
+    "complex numbers": lambda x, w, b: kn.normalize(x, 1, w + 0j, b),
+    "a negative eps": lambda x, w, b: kn.normalize(x, 1, w, b, eps=-1.0),
+    "no number as eps": lambda x, w, b: kn.normalize(x, 1, w, b, eps=float("nan")),
+    "an endless eps": lambda x, w, b: kn.normalize(x, 1, w, b, eps=float("inf")),
+    "a flag as eps": lambda x, w, b: kn.normalize(x, 1, w, b, eps=True),
+    "a number as a flag": lambda x, w, b: kn.normalize(x, 1, w, b, center=1),
+    "an output too small": lambda x, w, b: kn.normalize(x, 1, w, b, out=np.empty_like(x[:-1])),
+    "an output of another dtype": lambda x, w, b: kn.normalize(x, 1, w, b, out=x.astype(np.float64)),
+    "an output that is read-only": lambda x, w, b: kn.normalize(x, 1, w, b, out=read_only(x)),
+    "a keyword that is none": lambda x, w, b: kn.normalize(x, 1, w, b, axis=0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_come_before_what_is_kept(name, served):
+    x, w, b = arrays()
+    kn.normalize(x, 1, w, b)
+    kn.normalize(x, 1, w, b)
+    assert served == [True]
+    with pytest.raises((TypeError, ValueError)):
+        WRONG[name](x, w, b)
+    assert True not in served[1:]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w, b: kn.normalize(x, 1, w.view(Weights), b),
+        lambda x, w, b: kn.normalize(x, 1, w, b, where=np.ones(x.shape, bool)),
+        lambda x, w, b: kn.normalize(x, 1, w, b, moments=kn.moments(x, 1)),
+        lambda x, w, b: kn.normalize(x, 1, w.astype(np.float64), b),
+    ],
+)
+def test_rare_arguments_take_the_longer_way(call, served):
+    x, w, b = arrays()
+    kn.normalize(x, 1, w, b)
+    expected = call(x.astype(np.float64), w, b)
+    np.testing.assert_allclose(call(x, w, b), expected, rtol=0, atol=1e-5)
+    assert True not in served

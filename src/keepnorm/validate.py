@@ -39,6 +39,7 @@ class Call(NamedTuple):
     kind: Any
     dtype: Any
     empty: bool
+    ready: list[list[Any]]  # what serves further calls without a weight or a bias, or with them, at once; None for none
 
 
 _CALLS: dict[Any, Call] = {}
@@ -55,7 +56,7 @@ def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
             refuse_keywords(sizes, takes)
         return _new(build, x, words, sizes, takes)
     # 1, True and 1.0 are one key of a dict, but not all of them are axes: the types belong to the key.
-    types = tuple(map(type, words))
+    types = (type(words[0]),) if len(words) == 1 else tuple(map(type, words))
     if tuple in types:
         types += tuple(type(a) for word in words if type(word) is tuple for a in word)
     try:
@@ -79,7 +80,7 @@ def _new(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
     name = dispatch.name_of(x)
     result = result_name(dispatch.dtype_name(x.dtype))
     if name == "xarray":  # unwrapped by the caller, who comes back with its data
-        return Call(dispatch.load(name), name, None, (), (), (), (), result, type(x), x.dtype, False)
+        return Call(dispatch.load(name), name, None, (), (), (), (), result, type(x), x.dtype, False, _nothing())
     shape = _shape(x)
     axes = build(shape, *words, sizes) if build is general else build(shape, *words)
     return Call(
@@ -94,7 +95,12 @@ def _new(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
         type(x),
         x.dtype,
         axes.count == 0 and 0 not in axes.kept_shape,
+        _nothing(),
     )
+
+
+def _nothing() -> list[list[Any]]:
+    return [[None, None], [None, None]]
 
 
 def _shape(x: Array) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from keepnorm.engines.memory import (
     state_of,
     walk,
 )
+from keepnorm.engines.ready import NO_PART, Ready, prepare
 from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import SERIAL, threads_for
@@ -36,12 +37,12 @@ STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
 # Where the states are among a kernel's arguments, and M2 in them.
 _STATE, _M2 = 6, 3
 
-_NO_PART = np.empty((1, 4, 1))
 _NO_OUTPUT = np.empty(1, np.float32)
 _SINGLE = np.dtype(np.float32)
 
-# What is known of the calls of before, by the identity of their axes, their dtype, and by which parameters are missing.
-_READY: dict[tuple[int, np.dtype[Any], bool, bool], "_Ready"] = {}
+# Calls of before, by the identity of their axes, their dtype, and by which parameters are missing; the axes are held, so that
+# their identity stays their own.
+_READY: dict[tuple[int, np.dtype[Any], bool, bool], tuple[Axes, Ready]] = {}
 _MOST_READY = 4096
 
 # Values of a result that is surely not large: small calls ask no further.
@@ -88,75 +89,34 @@ def normalize(
     out: Array | None,
 ) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
-    usual = moments is None and where is None and _is_usual(x, weight, bias, out)
-    ready = _READY.get((id(axes), x.dtype, weight is None, bias is None)) if usual else None
-    if ready is not None:
-        threads = threads_for(x.size)
-        if threads <= ready.tasks:
-            return ready.run(x, weight, bias, eps, center, out, threads)
+    if moments is None and where is None:
+        ready = known(axes, x.dtype, weight, bias)
+        y = None if ready is None else ready(x, weight, bias, eps, center, out)
+        if y is not None:
+            return y
     result, target = _outputs(x, out)
     x = readable(x)
     if x.size:
         _normalize(x, target, axes, weight, bias, eps, center, moments, where, out is None)
-        if usual and ready is None:
+        if moments is None and where is None and all(a is None or _is_usual(a) for a in (x, result, weight, bias)):
             _keep_ready(x, axes, weight, bias)
     return _finish(result, target)
 
 
-class _Ready(NamedTuple):
-    """A call of arrays in C order that a kernel serves in one stage: all of it but x and the parameters given."""
-
-    axes: Axes  # held, so that its id stays its own
-    start: Callable[..., None]
-    entry: Callable[..., None]
-    tasks: int
-    steps: Walk
-    weight: Array
-    bias: Array
-
-    def run(
-        self, x: Array, weight: Array | None, bias: Array | None, eps: float, center: bool, out: Array | None, threads: int
-    ) -> Array:
-        """The normalised array."""
-        y = out
-        if y is None:
-            y = np.empty(x.shape, x.dtype) if x.size < _FEW else empty_like(x, x.dtype)
-        w = self.weight if weight is None else weight if weight.dtype is _SINGLE else weight.astype(_SINGLE)
-        b = self.bias if bias is None else bias if bias.dtype is _SINGLE else bias.astype(_SINGLE)
-        steps = self.steps
-        state = np.empty((STATE_ROWS, steps.cells))
-        arguments = (x, y, steps.integers, steps.kept, steps.outer, _NO_PART, state, w, b, eps, center)
-        self.start(self.entry, threads, self.tasks, FORWARD, arguments)
-        return y
+def known(axes: Axes, dtype: np.dtype[Any], weight: Array | None, bias: Array | None) -> Ready | None:
+    """What `normalize` does, for further calls with these axes, this dtype and these parameters, if they can be short."""
+    ready = _READY.get((id(axes), dtype, weight is None, bias is None))
+    return None if ready is None else ready[1]
 
 
-def _is_usual(x: Array, weight: Array | None, bias: Array | None, out: Array | None) -> bool:
-    """Whether all arrays are narrow floats in C order, and `out` is x itself or apart from the others.
-
-    An array that is marked as read-only takes the longer way.
-    """
-    dtype = x.dtype
-    return (
-        (dtype is _SINGLE or is_half(dtype))
-        and x.flags.carray
-        and (weight is None or ((weight.dtype is _SINGLE or is_half(weight.dtype)) and weight.flags.carray))
-        and (bias is None or ((bias.dtype is _SINGLE or is_half(bias.dtype)) and bias.flags.carray))
-        and (
-            out is None
-            or (
-                out.dtype is dtype
-                and out.flags.carray
-                and (out is x or apart(x, out))
-                and (weight is None or apart(weight, out))
-                and (bias is None or apart(bias, out))
-            )
-        )
-    )
+def _is_usual(a: Array) -> bool:
+    """Whether an array is of narrow floats in C order; one that is marked as read-only takes the longer way."""
+    return (a.dtype is _SINGLE or is_half(a.dtype)) and a.flags.carray
 
 
 def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) -> None:
     """Remember a call that was right, if a kernel serves it in one stage."""
-    from keepnorm.kernels.launch import entry_for, start
+    from keepnorm.kernels.launch import entry_for
 
     steps = walk(axes if weight is not None or bias is not None else plain(axes), (x, x))
     if not steps.fused or not steps.affine_in_order:
@@ -165,15 +125,10 @@ def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) 
     dtypes, arguments = _arguments(flat(x), flat(x), steps, np.empty((STATE_ROWS, steps.cells)), (w, b), 0.0, True)
     if len(_READY) >= _MOST_READY:
         _READY.clear()
-    _READY[id(axes), x.dtype, weight is None, bias is None] = _Ready(
-        axes,
-        start,
-        entry_for(steps.family, dtypes, arguments),
-        steps.groups,
-        steps,
-        w if weight is None else _NO_OUTPUT,  # that of a call stays the caller's
-        b if bias is None else _NO_OUTPUT,
-    )
+    # The parameters of this call stay the caller's.
+    w, b = w if weight is None else _NO_OUTPUT, b if bias is None else _NO_OUTPUT
+    run = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), FORWARD, w, b)
+    _READY[id(axes), x.dtype, weight is None, bias is None] = axes, run
 
 
 def normalize_with_moments(
@@ -248,7 +203,7 @@ def _arguments(
 ) -> Arguments:
     """What the launcher takes, but for the tasks."""
     dtypes = x.dtype, y.dtype, parameters[0].dtype
-    return dtypes, (x, y, steps.integers, steps.kept, steps.outer, _NO_PART, state, *parameters, eps, center)
+    return dtypes, (x, y, steps.integers, steps.kept, steps.outer, NO_PART, state, *parameters, eps, center)
 
 
 def _reduce(steps: Walk, arguments: Arguments, threads: int) -> None:

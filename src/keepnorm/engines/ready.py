@@ -1,0 +1,84 @@
+"""Calls that have been right before, ready to run again: of arrays in C order, which a kernel serves in one stage.
+
+What follows from the axes, the dtype and which parameters there are is worked out once, by `prepare`. What is left for each
+call are its arrays: whether they are as those of the first call were. That takes less time than a small kernel does.
+"""
+
+from collections.abc import Callable
+from math import inf, prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy import empty, ndarray
+
+from keepnorm.axes import Axes
+from keepnorm.engines.memory import STATE_ROWS, Walk, apart, is_half
+from keepnorm.engines.results import LARGE, empty_like
+from keepnorm.kernels.threads import SERIAL, team, threads_for
+
+Array = np.ndarray[Any, Any]
+
+# (x, weight, bias, eps, center, out) to the normalised array, or to None where the arguments need a closer look.
+Ready: TypeAlias = Callable[[Array, Any, Any, Any, Any, Array | None], Array | None]
+
+# Stands for the parts of cells that one stage does not write.
+NO_PART = np.empty((1, 4, 1))
+
+_SINGLE = np.dtype(np.float32)
+
+
+def prepare(
+    axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., None], stage: int, weight: Array, bias: Array
+) -> Ready:
+    """The call for x of these axes and this dtype; `weight` and `bias` are for the parameters that a call does not have."""
+    shape, size, tasks = axes.source, prod(axes.source), steps.groups
+    shapes = axes.affine_shape, axes.source_affine_shape
+    tables = steps.integers, steps.kept, steps.outer, NO_PART
+    states = STATE_ROWS, steps.cells
+    is_small, is_serial = size * dtype.itemsize < LARGE, size <= SERIAL
+
+    def ready(x: Array, w: Any, b: Any, eps: Any, center: Any, out: Array | None) -> Array | None:
+        if type(eps) is not float or not 0.0 <= eps < inf or not (center is True or center is False) or not x.flags.carray:
+            return None
+        if out is not None and not _may_be_written(out, x, w, b):
+            return None
+        if w is None:
+            w = weight
+        elif type(w) is not ndarray or w.shape not in shapes or not w.flags.carray:
+            return None
+        elif w.dtype is not _SINGLE:
+            if not is_half(w.dtype):
+                return None
+            w = w.astype(_SINGLE)
+        if b is None:
+            b = bias
+        elif type(b) is not ndarray or b.shape not in shapes or not b.flags.carray:
+            return None
+        elif b.dtype is not _SINGLE:
+            if not is_half(b.dtype):
+                return None
+            b = b.astype(_SINGLE)
+        threads = 1 if is_serial else threads_for(size)
+        if threads > tasks:
+            return None
+        parallel, number = (0, 0) if threads == 1 else team()
+        if threads > 1 and not parallel:
+            return None
+        if out is None:
+            out = empty(shape, dtype) if is_small else empty_like(x, dtype)
+        entry(parallel, number, threads, 0, tasks, stage, x, out, *tables, empty(states), w, b, eps, center)
+        return out
+
+    return ready
+
+
+def _may_be_written(out: Array, x: Array, weight: Any, bias: Any) -> bool:
+    """Whether `out` is like x, and is x itself or apart from all that is read."""
+    return (
+        type(out) is ndarray
+        and out.dtype is x.dtype
+        and out.shape == x.shape
+        and out.flags.carray
+        and (out is x or apart(x, out))
+        and all(a is None or (type(a) is ndarray and apart(a, out)) for a in (weight, bias))
+    )
