@@ -186,8 +186,8 @@ def normalize(
     results up to float32 have 28 bits, so that they are the same in every layout: of this, ``(|weight| + |y - bias|) / 64``
     units, which counts for weights in the dozens.) S. Ioffe, C. Szegedy, "Batch Normalization", arXiv:1502.03167.
 
-    On a CPU, a result of 32 MiB and more lies in memory that the next one uses again when nobody holds this one any more. It
-    is an array like any other, but for ``flags.owndata``: it cannot be resized in place, nor can a tensor of 4 MiB and more.
+    On a CPU, a result of 4 MiB and more lies in memory that the next one uses again when nobody holds this one any more. It
+    is an array like any other, but for ``flags.owndata``: it cannot be resized in place.
 
     Examples
     --------

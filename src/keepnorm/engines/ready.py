@@ -33,40 +33,46 @@ def prepare(
     """The call for x of these axes and this dtype; `weight` and `bias` are for the parameters that a call does not have."""
     shape, size, tasks = axes.source, prod(axes.source), steps.groups
     shapes = axes.affine_shape, axes.source_affine_shape
-    tables = steps.integers, steps.kept, steps.outer, NO_PART
-    states = STATE_ROWS, steps.cells
+    integers, kept, outer, states = steps.integers, steps.kept, steps.outer, (STATE_ROWS, steps.cells)
     is_small, is_serial = size * dtype.itemsize < LARGE, size <= SERIAL
 
     def ready(x: Array, w: Any, b: Any, eps: Any, center: Any, out: Array | None) -> Array | None:
-        if type(eps) is not float or not 0.0 <= eps < inf or not (center is True or center is False) or not x.flags.carray:
+        if type(eps) is not float or not 0.0 <= eps < inf or not (center is True or center is False):
             return None
         if out is not None and not _may_be_written(out, x, w, b):
             return None
         if w is None:
             w = weight
-        elif type(w) is not ndarray or w.shape not in shapes or not w.flags.carray:
+        elif type(w) is not ndarray or w.shape not in shapes:
             return None
         elif w.dtype is not _SINGLE:
             if not is_half(w.dtype):
                 return None
-            w = w.astype(_SINGLE)
+            w = w.astype(_SINGLE, "C")
         if b is None:
             b = bias
-        elif type(b) is not ndarray or b.shape not in shapes or not b.flags.carray:
+        elif type(b) is not ndarray or b.shape not in shapes:
             return None
         elif b.dtype is not _SINGLE:
             if not is_half(b.dtype):
                 return None
-            b = b.astype(_SINGLE)
-        threads = 1 if is_serial else threads_for(size)
-        if threads > tasks:
-            return None
-        parallel, number = (0, 0) if threads == 1 else team()
-        if threads > 1 and not parallel:
-            return None
+            b = b.astype(_SINGLE, "C")
+        if is_serial or (threads := threads_for(size)) == 1:
+            parallel = number = 0
+            threads = 1
+        else:
+            parallel, number = team()
+            if not parallel or threads > tasks:
+                return None
         if out is None:
             out = empty(shape, dtype) if is_small else empty_like(x, dtype)
-        entry(parallel, number, threads, 0, tasks, stage, x, out, *tables, empty(states), w, b, eps, center)
+        try:
+            entry(
+                parallel, number, threads, 0, tasks, stage,
+                x, out, integers, kept, outer, NO_PART, empty(states), w, b, eps, center,
+            )  # fmt: skip
+        except TypeError:  # an array is not in C order, or not aligned
+            return None
         return out
 
     return ready
@@ -80,5 +86,6 @@ def _may_be_written(out: Array, x: Array, weight: Any, bias: Any) -> bool:
         and out.shape == x.shape
         and out.flags.carray
         and (out is x or apart(x, out))
-        and all(a is None or (type(a) is ndarray and apart(a, out)) for a in (weight, bias))
+        and (weight is None or (type(weight) is ndarray and apart(weight, out)))
+        and (bias is None or (type(bias) is ndarray and apart(bias, out)))
     )
