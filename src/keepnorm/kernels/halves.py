@@ -15,7 +15,16 @@ from numpy import float32, uint32
 
 from keepnorm.kernels import vector
 from keepnorm.kernels.compile import exact, variant
-from keepnorm.kernels.half_vectors import (
+from keepnorm.kernels.integers import least
+from keepnorm.kernels.scalars import (
+    AFFINE,
+    INNER_AFFINE,
+    REDUCED_AFFINE,
+    bits_to_float,
+    half_to_float,
+    store,
+)
+from keepnorm.kernels.sixteens import (
     BOTH,
     COUNT,
     fill,
@@ -27,15 +36,6 @@ from keepnorm.kernels.half_vectors import (
     save_first,
     write,
     write_both,
-)
-from keepnorm.kernels.integers import least
-from keepnorm.kernels.scalars import (
-    AFFINE,
-    INNER_AFFINE,
-    REDUCED_AFFINE,
-    bits_to_float,
-    half_to_float,
-    store,
 )
 from keepnorm.kernels.traffic import ask, before_lines, distance, whole_steps
 from keepnorm.kernels.vector import deviations, scaled

@@ -4,7 +4,6 @@ import numpy as np
 
 from keepnorm.kernels.affine import fold_lanes, scale_rows
 from keepnorm.kernels.compile import exact, helper
-from keepnorm.kernels.half_vectors import COUNT
 from keepnorm.kernels.halves import PARTS, mixed_row, narrow_rows, narrow_steps, set_parts
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
@@ -43,6 +42,7 @@ from keepnorm.kernels.scalars import (
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
 from keepnorm.kernels.shifts import first_shift, is_outlier, next_shift
+from keepnorm.kernels.sixteens import COUNT
 from keepnorm.kernels.traffic import (
     ask_ahead,
     ask_in_order,

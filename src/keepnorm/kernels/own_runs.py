@@ -2,18 +2,16 @@
 
 from numba import types
 
-from keepnorm.kernels import half_vectors
+from keepnorm.kernels import sixteens
 from keepnorm.kernels.compile import exact, variant
-from keepnorm.kernels.half_vectors import COUNT, moved_twice
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_weight
 from keepnorm.kernels.runs import kernel
 from keepnorm.kernels.scalars import LOW, MEAN, SCALE
+from keepnorm.kernels.sixteens import COUNT, affine_twice, moved_twice
 from keepnorm.kernels.traffic import before_lines, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
-    affine_twice,
-    affine_twice_on_both,
     deviations,
     fill,
     floats,
@@ -21,9 +19,11 @@ from keepnorm.kernels.vector import (
     load_first,
     save_first,
     scaled,
-    singles,
     write,
 )
+
+# Values of a run from which on its first step brings the others to whole cache lines of the result.
+LONG = 128
 
 
 def _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
@@ -34,62 +34,42 @@ def _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
 def _in_float32_of(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
     if not is_held(x.dtype):
         return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: None  # noqa: ARG005
-    if isinstance(x.dtype, types.Record):
-        return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: _halves(
-            x, xi, y, yi, n, mean, scale, weight, bias, a, past
-        )
-    return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: _singly(
+    return lambda x, xi, y, yi, n, mean, scale, weight, bias, a, past: _by_sixteen(
         x, xi, y, yi, n, mean, scale, weight, bias, a, past
     )
 
 
-@exact
-def _singly(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
-    factor, rest, shift = float32_parts(x, mean, scale)
-    f = singles(fill(factor))
-    r = singles(fill(rest))
-    c = singles(fill(shift))
-    i = 0
-    end = before_lines(y, yi, n, past)
-    while i < n:
-        while i < end:
-            k = least(WIDTH, end - i)
-            w = singles(load_first(weight, a, i, k))
-            b = singles(load_first(bias, a, i, k))
-            save_first(y, yi, i, k, affine_twice(singles(load_first(x, xi, i, k)), f, r, c, w, b))
-            i += k
-        whole = whole_steps(y, n - i, 2 * WIDTH, past)
-        for j in range(i, i + whole, 2 * WIDTH):
-            values = singles(load(x, xi, j)), singles(load(x, xi + WIDTH, j))
-            w = singles(load(weight, a, j)), singles(load(weight, a + WIDTH, j))
-            b = singles(load(bias, a, j)), singles(load(bias, a + WIDTH, j))
-            one, other = affine_twice_on_both(values, f, r, c, w, b)
-            write(y, yi, j, one, past)
-            write(y, yi + WIDTH, j, other, past)
-        i += whole
-        end = n
+def _step(x, values, factor, second, shift, weight, bias):
+    """Sixteen results, with what `float32_parts` tells."""
+
+
+@variant(_step)
+def _step_of(x, values, factor, second, shift, weight, bias):
+    if isinstance(x.dtype, types.Record):
+        return lambda x, values, factor, second, shift, weight, bias: moved_twice(values, second, factor, shift, weight, bias)  # noqa: ARG005
+    return lambda x, values, factor, second, shift, weight, bias: affine_twice(values, factor, second, shift, weight, bias)  # noqa: ARG005
 
 
 @exact
-def _halves(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
-    factor, mean, rest = float32_parts(x, mean, scale)
-    f = half_vectors.fill(factor)
-    m = half_vectors.fill(mean)
-    r = half_vectors.fill(rest)
+def _by_sixteen(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
+    factor, second, shift = float32_parts(x, mean, scale)
+    f = sixteens.fill(factor)
+    r = sixteens.fill(second)
+    s = sixteens.fill(shift)
     i = 0
-    end = before_lines(y, yi, n, past)
+    end = before_lines(y, yi, n, past or n >= LONG)
     while i < n:
         while i < end:
             k = least(COUNT, end - i)
-            w = half_vectors.load_first(weight, a, i, k)
-            b = half_vectors.load_first(bias, a, i, k)
-            half_vectors.save_first(y, yi, i, k, moved_twice(half_vectors.load_first(x, xi, i, k), m, f, r, w, b))
+            w = sixteens.load_first(weight, a, i, k)
+            b = sixteens.load_first(bias, a, i, k)
+            sixteens.save_first(y, yi, i, k, _step(x, sixteens.load_first(x, xi, i, k), f, r, s, w, b))
             i += k
         whole = whole_steps(y, n - i, COUNT, past)
         for j in range(i, i + whole, COUNT):
-            w = half_vectors.load(weight, a, j)
-            b = half_vectors.load(bias, a, j)
-            half_vectors.write(y, yi, j, moved_twice(half_vectors.load(x, xi, j), m, f, r, w, b), past)
+            w = sixteens.load(weight, a, j)
+            b = sixteens.load(bias, a, j)
+            sixteens.write(y, yi, j, _step(x, sixteens.load(x, xi, j), f, r, s, w, b), past)
         i += whole
         end = n
 

@@ -59,7 +59,6 @@ class Values(types.Type):
 
 FLOATS = Floats()
 SINGLES = Values(types.float32)
-BOTH = types.UniTuple(SINGLES, 2)
 
 
 @register_default(Floats)
@@ -523,23 +522,9 @@ def affine_twice(typing, values, scale, rest, shift, weight, bias):
     """
 
     def generate(context, builder, signature, arguments):
-        return _affine_twice(builder, *arguments)
+        return affine_and_weighted(builder, *arguments)
 
     return SINGLES(*[SINGLES] * 6), generate
-
-
-@intrinsic
-def affine_twice_on_both(typing, values, scale, rest, shift, weight, bias):
-    """The same for two times eight values, with weights and biases: one instruction where a processor has sixteen."""
-
-    def generate(context, builder, signature, arguments):
-        pairs = [cgutils.unpack_tuple(builder, arguments[i], 2) for i in (0, 4, 5)]
-        values, weight, bias = (joined(builder, *pair) for pair in pairs)
-        scale, rest, shift = (joined(builder, one, one) for one in arguments[1:4])
-        result = _affine_twice(builder, values, scale, rest, shift, weight, bias)
-        return context.make_tuple(builder, signature.return_type, halved(builder, result))
-
-    return BOTH(BOTH, SINGLES, SINGLES, SINGLES, BOTH, BOTH), generate
 
 
 def joined(builder, first, second):
@@ -553,7 +538,8 @@ def halved(builder, values):
     return [builder.shuffle_vector(values, values, _places(range(start, start + count))) for start in (0, count)]
 
 
-def _affine_twice(builder, given, scale, rest, shift, weight, bias):
+def affine_and_weighted(builder, given, scale, rest, shift, weight, bias):
+    """What `affine_twice` gives, of any number of float32."""
     product = builder.fmul(given, scale)
     lost = call(builder, "fma", given, scale, builder.fneg(product))
     small = call(builder, "fma", given, rest, builder.fadd(shift, lost))

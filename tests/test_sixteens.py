@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from numba import njit
 
-from keepnorm.kernels import half_vectors
+from keepnorm.kernels import sixteens
 from tests.test_vector import name, page_before_a_wall, raw
 
-COUNT, BOTH = half_vectors.COUNT, half_vectors.BOTH
+COUNT, BOTH = sixteens.COUNT, sixteens.BOTH
 HALVES = [np.float16, ml_dtypes.bfloat16]
 
 
 @njit
 def copy(x, y, past):
-    zero, one = half_vectors.fill(np.float32(0.0)), half_vectors.fill(np.float32(1.0))
-    minus = half_vectors.fill(np.float32(-0.0))
+    zero, one = sixteens.fill(np.float32(0.0)), sixteens.fill(np.float32(1.0))
+    minus = sixteens.fill(np.float32(-0.0))
     for i in range(0, x.size // 2, COUNT):
-        half_vectors.write(y, 0, i, half_vectors.moved(half_vectors.load(x, 0, i), zero, one, minus), past)
+        sixteens.write(y, 0, i, sixteens.moved(sixteens.load(x, 0, i), zero, one, minus), past)
     for i in range(x.size // 2, x.size, BOTH):
-        both = half_vectors.moved_both(half_vectors.load_both(x, 0, i), zero, one, minus)
-        half_vectors.write_both(y, 0, i, both, past)
+        both = sixteens.moved_both(sixteens.load_both(x, 0, i), zero, one, minus)
+        sixteens.write_both(y, 0, i, both, past)
 
 
 def every(dtype):
@@ -53,14 +53,14 @@ def test_every_half_comes_back(dtype, past):
 
 @njit
 def add(x, rest, y):
-    zero, one = half_vectors.fill(np.float32(0.0)), half_vectors.fill(np.float32(1.0))
+    zero, one = sixteens.fill(np.float32(0.0)), sixteens.fill(np.float32(1.0))
     half = y.size // 2
     for i in range(0, half, COUNT):
-        given = half_vectors.load(rest, 0, i)
-        half_vectors.write(y, 0, i, half_vectors.moved(half_vectors.load(x, 0, i), zero, one, given), False)
+        given = sixteens.load(rest, 0, i)
+        sixteens.write(y, 0, i, sixteens.moved(sixteens.load(x, 0, i), zero, one, given), False)
     for i in range(half, y.size, BOTH):
-        given = half_vectors.fill(rest[i])
-        half_vectors.write_both(y, 0, i, half_vectors.moved_both(half_vectors.load_both(x, 0, i), zero, one, given), False)
+        given = sixteens.fill(rest[i])
+        sixteens.write_both(y, 0, i, sixteens.moved_both(sixteens.load_both(x, 0, i), zero, one, given), False)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
@@ -82,8 +82,8 @@ def test_results_are_the_nearest_halves_and_ties_go_to_the_even_one(dtype):
 
 @njit
 def first_ones(x, at, y, to, n):
-    zero, one = half_vectors.fill(np.float32(0.0)), half_vectors.fill(np.float32(1.0))
-    half_vectors.save_first(y, to - 1, 1, n, half_vectors.moved(half_vectors.load_first(x, at, 0, n), zero, one, zero))
+    zero, one = sixteens.fill(np.float32(0.0)), sixteens.fill(np.float32(1.0))
+    sixteens.save_first(y, to - 1, 1, n, sixteens.moved(sixteens.load_first(x, at, 0, n), zero, one, zero))
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="mprotect is POSIX")

@@ -1,6 +1,6 @@
-"""Sixteen float16 or bfloat16 at once, as float32: one instruction where a processor has registers for as many.
+"""Sixteen values at once, as float32: one instruction where a processor has registers for as many.
 
-They are what the eight float64 of vector.py are for other values.
+They are what the eight float64 of vector.py are where float32 is enough.
 """
 
 from llvmlite import ir
@@ -10,6 +10,7 @@ from numba.core.datamodel import models, register_default
 from numba.extending import intrinsic
 
 from keepnorm.kernels.vector import (
+    affine_and_weighted,
     filled,
     half_of,
     halved,
@@ -45,9 +46,15 @@ class _SinglesModel(models.PrimitiveModel):
 
 
 def _singles(builder, dtype, values):
+    """Values of a dtype as float32."""
     if dtype is types.float64:
         return builder.fptrunc(values, ir.VectorType(ir.FloatType(), COUNT))
     return values if dtype is types.float32 else single_of(builder, dtype, values)
+
+
+def _rounded(builder, dtype, values):
+    """Float32 as values of a dtype of results: halves, or as they are."""
+    return values if dtype is types.float32 else half_of(builder, dtype, values)
 
 
 @intrinsic
@@ -97,7 +104,7 @@ def save_first(typing, array, start, index, n, values):
 
     def generate(context, builder, signature, arguments):
         pointer, size = place(context, builder, signature.args[0], *arguments[:3], COUNT)
-        store_first(builder, half_of(builder, signature.args[0].dtype, arguments[4]), pointer, size, arguments[3])
+        store_first(builder, _rounded(builder, signature.args[0].dtype, arguments[4]), pointer, size, arguments[3])
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, types.intp, values), generate
@@ -105,11 +112,11 @@ def save_first(typing, array, start, index, n, values):
 
 @intrinsic
 def write(typing, array, start, index, values, past):
-    """Write sixteen values, rounded: past the caches where `past` says so, to a multiple of 32 bytes."""
+    """Write sixteen values, rounded: past the caches where `past` says so, to a multiple of what they take."""
 
     def generate(context, builder, signature, arguments):
         pointer, size = place(context, builder, signature.args[0], *arguments[:3], COUNT)
-        store_past(builder, half_of(builder, signature.args[0].dtype, arguments[3]), pointer, size, arguments[4])
+        store_past(builder, _rounded(builder, signature.args[0].dtype, arguments[3]), pointer, size, arguments[4])
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, values, types.boolean), generate
@@ -151,6 +158,16 @@ def moved_twice(typing, values, high, factor, rest, weight, bias):
 
     def generate(context, builder, signature, arguments):
         return moved_and_weighted(builder, *arguments)
+
+    return SINGLES(*[SINGLES] * 6), generate
+
+
+@intrinsic
+def affine_twice(typing, values, scale, rest, shift, weight, bias):
+    """(values * (scale + rest) + shift) * weight + bias, where the rest and the shift are small: as that of vector.py."""
+
+    def generate(context, builder, signature, arguments):
+        return affine_and_weighted(builder, *arguments)
 
     return SINGLES(*[SINGLES] * 6), generate
 
