@@ -106,9 +106,10 @@ def place(context, builder, kind, array, start, index, count=WIDTH):
 
 
 def _are_first(builder, n, count):
-    """Which of some values are the first n."""
-    numbers = Constant(_lanes(_WORD, count), list(range(count)))
-    return builder.icmp_signed("<", numbers, filled(builder, n, count))
+    """Which of some values are the first n: of eight, n is at most 2^31, of sixteen 2^15, since 256 bits hold the numbers."""
+    kind = ir.IntType(256 // count)
+    numbers = Constant(_lanes(kind, count), list(range(count)))
+    return builder.icmp_signed("<", numbers, filled(builder, builder.trunc(n, kind), count))
 
 
 def filled(builder, value, count=WIDTH):
