@@ -14,7 +14,7 @@ from numpy import empty, ndarray
 from keepnorm.axes import Axes
 from keepnorm.engines.memory import STATE_ROWS, Walk, apart, is_half
 from keepnorm.engines.results import LARGE, empty_like
-from keepnorm.kernels.threads import SERIAL, team, threads_for
+from keepnorm.kernels.threads import SERIAL, available, team
 
 Array = np.ndarray[Any, Any]
 
@@ -35,6 +35,7 @@ def prepare(
     shapes = axes.affine_shape, axes.source_affine_shape
     integers, kept, outer, states = steps.integers, steps.kept, steps.outer, (STATE_ROWS, steps.cells)
     is_small, is_serial = size * dtype.itemsize < LARGE, size <= SERIAL
+    parallel, number = (0, 0) if is_serial else team()
 
     def ready(x: Array, w: Any, b: Any, eps: Any, center: Any, out: Array | None) -> Array | None:
         if type(eps) is not float or not 0.0 <= eps < inf or not (center is True or center is False):
@@ -57,18 +58,14 @@ def prepare(
             if not is_half(b.dtype):
                 return None
             b = b.astype(_SINGLE, "C")
-        if is_serial or (threads := threads_for(size)) == 1:
-            parallel = number = 0
-            threads = 1
-        else:
-            parallel, number = team()
-            if not parallel or threads > tasks:
-                return None
+        threads = 1 if is_serial else available()
+        if threads > 1 and (threads > tasks or not parallel):
+            return None
         if out is None:
             out = empty(shape, dtype) if is_small else empty_like(x, dtype)
         try:
             entry(
-                parallel, number, threads, 0, tasks, stage,
+                parallel if threads > 1 else 0, number, threads, 0, tasks, stage,
                 x, out, integers, kept, outer, NO_PART, empty(states), w, b, eps, center,
             )  # fmt: skip
         except TypeError:  # an array is not in C order, or not aligned

@@ -26,9 +26,11 @@ that of the same moments of x itself.
 from numba import types
 from numpy import float32, float64
 
+from keepnorm.kernels import sixteens
 from keepnorm.kernels.compile import variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import M2, MEAN, OWN, SCALE
+from keepnorm.kernels.sixteens import COUNT
 from keepnorm.kernels.vector import WIDTH, fill, floats, larger, largest, load_first, lost, total
 
 # The largest bias and weight, and the largest mean in standard deviations times the weight: for float32 and for halves.
@@ -59,6 +61,19 @@ def _largest_weight(x, y, plan, outer, weight, bias):
     most, most_weight = MOST_BIAS_OF_HALVES, MOST_WEIGHT_OF_HALVES
     if y.dtype is types.float32:
         most, most_weight = MOST_BIAS, MOST_WEIGHT
+
+    if weight.dtype is types.float32 and bias.dtype is types.float32:
+
+        def learn_singles(x, y, plan, outer, weight, bias):
+            n = weight.size if plan[OWN] != 0 else 0
+            w = b = sixteens.fill(float32(0.0))
+            for i in range(0, n, COUNT):
+                w = sixteens.larger(sixteens.load_first(weight, 0, i, least(COUNT, n - i)), w)
+                b = sixteens.larger(sixteens.load_first(bias, 0, i, least(COUNT, n - i)), b)
+            enough = n > 0 and sixteens.largest(b) <= most and sixteens.largest(w) <= most_weight
+            return float64(sixteens.largest(w)) if enough else -1.0
+
+        return learn_singles
 
     def learn(x, y, plan, outer, weight, bias):
         n = weight.size if plan[OWN] != 0 else 0

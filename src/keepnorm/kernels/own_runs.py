@@ -9,7 +9,7 @@ from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, larg
 from keepnorm.kernels.runs import kernel
 from keepnorm.kernels.scalars import LOW, MEAN, SCALE
 from keepnorm.kernels.sixteens import COUNT, affine_twice, moved_twice
-from keepnorm.kernels.traffic import before_lines, whole_steps
+from keepnorm.kernels.traffic import before_lines, before_steps, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
     deviations,
@@ -22,7 +22,8 @@ from keepnorm.kernels.vector import (
     write,
 )
 
-# Values of a run from which on its first step brings the others to whole cache lines of the result.
+# Values of a run from which on its steps begin where the memory of the result has a multiple of one: a store across two cache
+# lines costs as much as two.
 LONG = 128
 
 
@@ -51,27 +52,49 @@ def _step_of(x, values, factor, second, shift, weight, bias):
 
 
 @exact
+def _sixteen(x, xi, i, f, r, s, weight, bias, a):
+    """The results of sixteen values."""
+    return _step(x, sixteens.load(x, xi, i), f, r, s, sixteens.load(weight, a, i), sixteens.load(bias, a, i))
+
+
+@exact
+def _part(x, xi, y, yi, i, k, f, r, s, weight, bias, a):
+    """Normalise k values, sixteen at most."""
+    w = sixteens.load_first(weight, a, i, k)
+    b = sixteens.load_first(bias, a, i, k)
+    sixteens.save_first(y, yi, i, k, _step(x, sixteens.load_first(x, xi, i, k), f, r, s, w, b))
+
+
+@exact
 def _by_sixteen(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
     factor, second, shift = float32_parts(x, mean, scale)
     f = sixteens.fill(factor)
     r = sixteens.fill(second)
     s = sixteens.fill(shift)
-    i = 0
-    end = before_lines(y, yi, n, past or n >= LONG)
-    while i < n:
-        while i < end:
-            k = least(COUNT, end - i)
-            w = sixteens.load_first(weight, a, i, k)
-            b = sixteens.load_first(bias, a, i, k)
-            sixteens.save_first(y, yi, i, k, _step(x, sixteens.load_first(x, xi, i, k), f, r, s, w, b))
-            i += k
-        whole = whole_steps(y, n - i, COUNT, past)
-        for j in range(i, i + whole, COUNT):
-            w = sixteens.load(weight, a, j)
-            b = sixteens.load(bias, a, j)
-            sixteens.write(y, yi, j, _step(x, sixteens.load(x, xi, j), f, r, s, w, b), past)
-        i += whole
-        end = n
+    if past or n < LONG:
+        i = before_lines(y, yi, n, past)
+        for j in range(0, i, COUNT):
+            _part(x, xi, y, yi, j, least(COUNT, i - j), f, r, s, weight, bias, a)
+        stop = i + whole_steps(y, n - i, COUNT, past)
+        for j in range(i, stop, COUNT):
+            sixteens.write(y, yi, j, _sixteen(x, xi, j, f, r, s, weight, bias, a), past)
+        for j in range(stop, n, COUNT):
+            _part(x, xi, y, yi, j, least(COUNT, n - j), f, r, s, weight, bias, a)
+        return
+    # The ends overlap what lies between them. They are read before that is written: y may be x itself.
+    i = before_steps(y, yi, COUNT)
+    start = _sixteen(x, xi, 0, f, r, s, weight, bias, a)
+    end = _sixteen(x, xi, n - COUNT, f, r, s, weight, bias, a)
+    if i > 0:
+        behind = _sixteen(x, xi, i, f, r, s, weight, bias, a)
+        sixteens.write(y, yi, 0, start, False)
+        sixteens.write(y, yi, i, behind, False)
+        i += COUNT
+    stop = i + whole_steps(y, n - i, COUNT, False)
+    for j in range(i, stop, COUNT):
+        sixteens.write(y, yi, j, _sixteen(x, xi, j, f, r, s, weight, bias, a), False)
+    if stop < n:
+        sixteens.write(y, yi, n - COUNT, end, False)
 
 
 @exact

@@ -173,6 +173,36 @@ def affine_twice(typing, values, scale, rest, shift, weight, bias):
 
 
 @intrinsic
+def larger(typing, values, others):
+    """The larger of the magnitude of each value and of the other; NaN where either is.
+
+    Magnitudes compare as their bits do, and those of NaN are above all.
+    """
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.VectorType(ir.IntType(32), COUNT)
+        one, other = (builder.bitcast(given, kind) for given in arguments)
+        one = builder.and_(one, ir.Constant(kind, [0x7FFFFFFF] * COUNT))
+        return builder.bitcast(builder.select(builder.icmp_unsigned(">", one, other), one, other), arguments[0].type)
+
+    return SINGLES(SINGLES, SINGLES), generate
+
+
+@intrinsic
+def largest(typing, values):
+    """The largest of sixteen magnitudes, NaN if one is."""
+
+    def generate(context, builder, signature, arguments):
+        values = builder.bitcast(arguments[0], ir.VectorType(ir.IntType(32), COUNT))
+        while values.type.count > 1:
+            one, other = halved(builder, values)
+            values = builder.select(builder.icmp_unsigned(">", one, other), one, other)
+        return builder.bitcast(builder.extract_element(values, ir.Constant(ir.IntType(32), 0)), ir.FloatType())
+
+    return types.float32(SINGLES), generate
+
+
+@intrinsic
 def fill(typing, value):
     """One float32 sixteen times."""
 

@@ -135,6 +135,13 @@ def before_lines(y, start, n, past):
 
 
 @exact
+def before_steps(y, start, step):
+    """How many values from y[start] on come before the first address that is a multiple of one step's."""
+    size = y.itemsize
+    return (-(address_of(y) + start * size) % (step * size)) // size
+
+
+@exact
 def whole_steps(y, n, step, past):
     """How many of n values are written in whole steps; in whole cache lines, where these go past the caches.
 
