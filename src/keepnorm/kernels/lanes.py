@@ -3,6 +3,7 @@
 import numpy as np
 
 from keepnorm.kernels.affine import fold_lanes, scale_rows
+from keepnorm.kernels.centres import set_centers
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.halves import PARTS, mixed_row, narrow_rows, narrow_steps, set_parts
 from keepnorm.kernels.integers import least
@@ -37,7 +38,6 @@ from keepnorm.kernels.scalars import (
     is_narrow,
     merge_blocks,
     offset,
-    set_centers,
     set_states,
 )
 from keepnorm.kernels.scratch import allocate, have, lines, release
@@ -345,7 +345,7 @@ def kernel(learn, set_lanes, apply):
                 merge_blocks(states, first, blocks, cells)
                 copy_states(states[first], state, cell, cells)
             if stage != 0 and stage != 2:
-                set_centers(state, cell, cells, eps, center, is_narrow(y))
+                set_centers(state, cell, cells, eps, center, is_narrow(y), state[MEAN], state[LOW], state[SCALE], cell)
             if stage == 2 or stage == 4:
                 y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
                 a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]

@@ -5,6 +5,7 @@ The formulas are those of runs_backward.py, and so are the stages.
 
 import numpy as np
 
+from keepnorm.kernels.centres import set_centers
 from keepnorm.kernels.compile import exact, helper
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.lanes import gather, spread_round
@@ -33,7 +34,6 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
-    center_and_scale,
     centred,
     difference,
     offset,
@@ -226,8 +226,7 @@ def set_lanes(plan, state, cell, cells, eps, center, lanes):
     """Work out the scale of neighbouring cells, spread their means over their lanes, and clear the sums."""
     short = plan[LANE_REDUCED]
     fold = plan[FOLD]
-    for k in range(cells):
-        lanes[MEAN, k], lanes[LOW, k], lanes[RSTD, k] = center_and_scale(state, cell + k, eps, center, False)
+    set_centers(state, cell, cells, eps, center, False, lanes[MEAN], lanes[LOW], lanes[RSTD], 0)
     for row in (MEAN, LOW):
         spread_round(lanes[row], cells, short, fold, 2 * WIDTH)
     for row in (SUM, PRODUCT):

@@ -8,6 +8,7 @@ overlap with those of the others. A cell's sums do not depend on who goes with i
 import numpy as np
 
 from keepnorm.kernels.affine import fold, scale_run
+from keepnorm.kernels.centres import set_centers
 from keepnorm.kernels.compile import exact
 from keepnorm.kernels.halves import fits, narrow_run, narrow_steps
 from keepnorm.kernels.integers import least, most
@@ -39,7 +40,6 @@ from keepnorm.kernels.scalars import (
     is_narrow,
     merge_blocks,
     offset,
-    set_centers,
     set_state,
 )
 from keepnorm.kernels.scratch import allocate, have, release
@@ -250,7 +250,7 @@ def kernel(learn, scale):
                 merge_blocks(states, merged, blocks, cells)
                 copy_states(states[merged], state, home, cells)
             if stage != 0 and stage != 2:
-                set_centers(state, home, cells, eps, center, is_narrow(y))
+                set_centers(state, home, cells, eps, center, is_narrow(y), state[MEAN], state[LOW], state[SCALE], home)
             if stage == 2 or stage == 4:
                 p0 = position
                 p1 = position + 1 if stage == 2 else plan[POSITIONS]

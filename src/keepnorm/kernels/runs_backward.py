@@ -7,6 +7,7 @@ together, as in runs.py.
 
 from numpy import float64
 
+from keepnorm.kernels.centres import set_centers
 from keepnorm.kernels.compile import exact
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import (
@@ -28,7 +29,6 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
-    center_and_scale,
     offset,
 )
 from keepnorm.kernels.scratch import allocate, have, release
@@ -282,9 +282,9 @@ def tasks(
             end = (t + 1) * outside // rows
         cells = least(together, least(end - cell, neighbours - cell % neighbours))
         home = offset(kept, cell, CELL)
+        set_centers(state, home, cells, eps, center, False, own[MEAN], own[LOW], own[RSTD], 0)
         for k in range(cells):
             own[COUNT, k] = state[N, home + k]
-            own[MEAN, k], own[LOW, k], own[RSTD, k] = center_and_scale(state, home + k, eps, center, False)
             own[SUM, k] = totals[0, home + k] if stage == 2 else 0.0
             own[PRODUCT, k] = totals[1, home + k] if stage == 2 else 0.0
         if stage == 1:

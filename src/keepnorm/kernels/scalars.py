@@ -49,10 +49,6 @@ N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
     OWN,
 ) = np.arange(30)
 
-# An eighth to a quarter of the last place of what it multiplies, no short fraction of it: what is added before a rounding,
-# so that no number of few bits lies halfway.
-OFF_HALFWAY = 0.1180339887 * 2.0**-52
-
 
 @intrinsic
 def half_to_float(typing, bits):
@@ -284,36 +280,3 @@ def is_narrow(y):
 def _is_narrow(y):
     narrow = y.dtype is not types.float64
     return lambda y: narrow  # noqa: ARG005
-
-
-@exact
-def center_and_scale(state, cell, eps, center, narrow):
-    """The mean of a cell as two floats, and 1 / sqrt(var + eps); without centring, 0 and 1 / sqrt(mean(x^2) + eps).
-
-    For a narrow result both are rounded, the scale to 28 bits and the mean to 29 below the standard deviation: 2^-29 is a
-    hundredth of the result's last place, and the last bits of float64, which differ with the memory layout, are gone. The
-    mean is not rounded to nearest: where n has few odd divisors, means halfway between two are common.
-    """
-    n = state[N, cell]
-    var = state[M2, cell] / n  # NaN for an empty cell
-    mean = state[K, cell] + state[DELTA, cell]
-    low = (state[K, cell] - mean) + state[DELTA, cell]
-    # Without centring an infinite value makes the mean square infinite, though the variance has no number.
-    square = np.inf if abs(mean) == np.inf else var + mean * mean
-    scale = 1.0 / np.sqrt((var if center else square) + eps)
-    c = scale * 33554433.0  # 2^25 + 1: Veltkamp's split
-    short = c - (c - scale)
-    unit = 12582912.0 / short  # 1.5 * 2^23: adding it drops the bits below 2^-29 of 1 / scale
-    short_mean = (mean + unit * OFF_HALFWAY + unit) - unit
-    rounded = narrow and var > 0.0 and c < np.inf  # the mean of a constant stays exact, and so does its result
-    scale = short if rounded else scale
-    mean = short_mean if rounded else mean
-    low = 0.0 if rounded else low
-    return (mean if center else 0.0), (low if center else 0.0), scale
-
-
-@exact
-def set_centers(state, cell, cells, eps, center, narrow):
-    """Work out the mean and the scale of neighbouring cells, once for all that their affine step visits."""
-    for k in range(cell, cell + cells):
-        state[MEAN, k], state[LOW, k], state[SCALE, k] = center_and_scale(state, k, eps, center, narrow)
