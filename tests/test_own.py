@@ -7,6 +7,7 @@ from numba import njit
 
 import keepnorm as kn
 from keepnorm.kernels import own
+from keepnorm.kernels.own_runs import LONG
 from keepnorm.kernels.records import BFLOAT16, FLOAT16
 from tests.tolerance import ulp
 
@@ -61,6 +62,28 @@ def test_rows_of_every_width_end_where_they_should(dtype):
         kn.layer_norm(x, w, b, axes=-1, out=out)
         assert places(out, exact(x, w, b)) <= (1.9 if dtype is np.float32 else 0.51), n
         assert np.all(np.delete(memory, range(1, 7 * n + 1)) == 7), n
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("start", [0, 1, 4, 12, 15])
+def test_long_rows_begin_and_end_where_they_should_also_in_place(start, dtype):
+    """Their ends overlap what lies between them: nothing may be normalised twice."""
+    rng = np.random.default_rng(17)
+    for n in (LONG - 1, *range(LONG, LONG + 34), 768, 1000):
+        x = rng.standard_normal((5, n)).astype(dtype)
+        w, b = rng.standard_normal((2, n)).astype(dtype)
+        memory = np.full(5 * n + 100, 7, dtype)
+        first = -memory.ctypes.data % 64 // memory.itemsize + start
+        inside = slice(first, first + 5 * n)
+        out = memory[inside].reshape(5, n)
+        right = exact(x, w, b)
+        kn.layer_norm(x, w, b, axes=-1, out=out)
+        assert places(out, right) <= (1.9 if dtype is np.float32 else 0.51), n
+        apart = out.tobytes()
+        out[...] = x
+        kn.layer_norm(out, w, b, axes=-1, out=out)
+        assert out.tobytes() == apart, n
+        assert np.all(np.delete(memory, range(inside.start, inside.stop)) == 7), n
 
 
 def test_a_bias_that_cancels_the_rest_is_added_in_float64():

@@ -1,4 +1,4 @@
-"""Sixteen and thirty-two halves at once: every half there is, every rounding, and not one value read or written too many."""
+"""Sixteen and thirty-two values at once: every half there is, every rounding, and not one read or written too many."""
 
 import mmap
 
@@ -98,3 +98,36 @@ def test_the_end_of_an_array_is_the_end(dtype):
         assert (y[COUNT : COUNT + n] == x[x.size - n :]).all()
         assert (np.delete(y, slice(COUNT, COUNT + n)) == 5).all()
         first_ones(raw(x), 0, raw(x), x.size - n, n)
+
+
+@njit
+def largest_magnitude(values):
+    most = sixteens.fill(np.float32(0.0))
+    for i in range(0, values.size, COUNT):
+        most = sixteens.larger(sixteens.load_first(values, 0, i, min(COUNT, values.size - i)), most)
+    return sixteens.largest(most)
+
+
+def test_the_largest_magnitude_is_found_in_every_place_and_nan_is_above_all():
+    rng = np.random.default_rng(2)
+    for n in (1, 15, 16, 17, 40):
+        for place in range(n):
+            values = rng.uniform(-1, 1, n).astype(np.float32)
+            for most in (-3.5, 2.0, np.inf, -np.inf, np.nan, -np.nan):
+                values[place] = most
+                np.testing.assert_equal(largest_magnitude(values), np.float32(abs(most)))
+    assert largest_magnitude(np.full(20, -0.0, np.float32)) == 0.0
+
+
+@njit
+def copy_first(x, y, n):
+    sixteens.save_first(y, 0, 0, n, sixteens.load_first(x, 0, 0, n))
+
+
+def test_float32_are_copied_as_they_are_and_no_more_than_were_asked_for():
+    x = np.random.default_rng(3).standard_normal(COUNT).astype(np.float32)
+    x[3] = np.nan
+    for n in range(COUNT + 1):
+        y = np.full(COUNT, 7, np.float32)
+        copy_first(x, y, n)
+        assert y.tobytes() == np.concatenate([x[:n], np.full(COUNT - n, 7, np.float32)]).tobytes()

@@ -93,6 +93,20 @@ def test_what_goes_past_the_caches_is_whole_lines(dtype):
             assert cut(y, start, n, 8, False) == (0, n // 8 * 8)
 
 
+@njit
+def before(y, start, step):
+    return traffic.before_steps(y, start, step)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16], ids=lambda d: np.dtype(d).name)
+def test_steps_begin_where_the_address_is_a_multiple_of_one(dtype):
+    _, _, y = beside((100,), dtype, 0)
+    line = 64 // y.itemsize
+    for step in (1, 2, line // 2, line):
+        for start in range(2 * line):
+            assert before(y, start, step) == -start % step
+
+
 @pytest.mark.parametrize("start", [0, 5, 15])
 def test_few_rows_of_as_many_lanes_as_stay_in_registers(start):
     """The first whole line begins in the middle of the lanes, so that the last of them come after the first again."""

@@ -12,7 +12,8 @@ import llvmlite.binding as llvm
 import ml_dtypes
 import numpy as np
 import pytest
-from numba import njit
+from llvmlite import ir
+from numba import from_dtype, njit, types
 
 from keepnorm.kernels import compile, vector
 from keepnorm.kernels.records import BFLOAT16, FLOAT16
@@ -251,6 +252,41 @@ def test_float16_is_converted_by_the_older_instruction_where_there_is_a_slower_o
     text = compile._machine(Codegen).emit_assembly(code)
     assert "vcvtph2ps\t" in text
     assert "vcvtps2pd" in text
+
+
+VECTORS = """
+    define <8 x double> @sum(<8 x double> %a, <8 x double> %b) ATTRIBUTES {
+        %c = fadd <8 x double> %a, %b
+        ret <8 x double> %c
+    }
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="asks for registers of one family")
+@pytest.mark.parametrize(
+    ("family", "dtype", "processor", "short"),
+    [
+        ("own_runs", np.float32, "sapphirerapids", True),
+        ("lanes", np.float32, "sapphirerapids", True),
+        ("runs", np.float32, "sapphirerapids", False),
+        ("lanes", np.float32, "znver4", False),
+        ("lanes", np.float64, "sapphirerapids", False),
+        ("own_lanes", FLOAT16, "sapphirerapids", False),
+    ],
+)
+def test_kernels_of_float32_have_short_vectors(family, dtype, processor, short, monkeypatch):
+    monkeypatch.setattr(compile.llvm, "get_host_cpu_name", lambda: processor)
+    kinds = (types.Array(from_dtype(np.dtype(dtype)), 1, "C"),)
+    assert compile._has_short_vectors(family, kinds) == short
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), ()), "nothing")
+    ir.IRBuilder(function.append_basic_block()).ret_void()
+    if short:
+        compile._shorten_vectors(module)
+    attributes = " ".join(function.attributes)
+    machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine("sapphirerapids", "+avx512f,+avx512vl")
+    text = machine.emit_assembly(llvm.parse_assembly(VECTORS.replace("ATTRIBUTES", attributes)))
+    assert ("ymm" in text) == short
 
 
 OTHER_PROCESSOR = """
