@@ -21,7 +21,7 @@ def one(n, shift, delta, m2, eps, center, narrow):
         low = (shift - mean) + delta
         square = np.inf if abs(mean) == np.inf else var + mean * mean
         scale = 1.0 / np.sqrt((var if center else square) + eps)
-        if narrow and var > 0.0 and scale * 33554433.0 < np.inf:
+        if narrow and var > 0.0:
             c = scale * 33554433.0
             scale = c - (c - scale)
             unit = 12582912.0 / scale

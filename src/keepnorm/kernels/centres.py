@@ -52,8 +52,7 @@ def _centres(typing, n, shift, delta, m2, eps, center, narrow):
         short_mean = builder.fadd(builder.fadd(mean, builder.fmul(unit, same(OFF_HALFWAY))), unit)
         short_mean = builder.fsub(short_mean, unit)
         # The mean of a constant stays exact, and so does its result.
-        usual = builder.and_(builder.fcmp_ordered(">", var, nothing), builder.fcmp_ordered("<", c, endless))
-        rounded = builder.and_(usual, filled(builder, narrow))
+        rounded = builder.and_(builder.fcmp_ordered(">", var, nothing), filled(builder, narrow))
         results = [
             builder.select(center, builder.select(rounded, short_mean, mean), nothing),
             builder.select(center, builder.select(rounded, nothing, low), nothing),
