@@ -30,6 +30,7 @@ HUGE = 1 << 22
 
 _FROM_NUMPY = (np.ndarray, np.generic)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_STRIDED, _BFLOAT16 = torch.strided, torch.bfloat16
 
 
 def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
@@ -136,10 +137,10 @@ def _kernels(*tensors: Any) -> ModuleType | None:
             continue
         if type(tensor) not in _PLAIN or _is_wrapped(tensor):
             return None
-        if tensor.layout is not torch.strided or tensor.is_quantized:
+        if tensor.layout is not _STRIDED or tensor.is_quantized:
             got = f"{tensor.layout}, {tensor.dtype}"
             raise TypeError(f"x must be a dense tensor: pass x.to_dense() or x.dequantize(); got {got}")
-        if tensor.dtype is torch.bfloat16 and not _has_bfloat16():
+        if tensor.dtype is _BFLOAT16 and not _has_bfloat16():
             return None
         if device is None:
             device = tensor.device
@@ -194,13 +195,16 @@ def _raw(tensor: Any) -> Any:
         return tensor
     if not tensor.is_cpu:
         return tensor.detach()
-    if tensor.dtype is torch.bfloat16:
+    if tensor.dtype is _BFLOAT16:
         from ml_dtypes import bfloat16
 
         return tensor.detach().resolve_neg().view(torch.uint16).numpy().view(bfloat16)
-    if tensor.requires_grad or tensor.is_neg() or tensor._is_zerotensor():
-        return tensor.numpy(force=True)  # detached, and without a pending sign
-    return tensor.numpy()
+    if not tensor.requires_grad:
+        try:
+            return tensor.numpy()
+        except RuntimeError:  # a pending sign, or a zero without memory: asking for both costs more than all else here
+            pass
+    return tensor.numpy(force=True)
 
 
 def _tensor(array: Any) -> Tensor:
