@@ -249,3 +249,25 @@ def test_rare_arguments_take_the_longer_way(call, served):
     expected = call(x.astype(np.float64), w, b)
     np.testing.assert_allclose(call(x, w, b), expected, rtol=0, atol=1e-5)
     assert True not in served
+
+
+def test_arrays_that_are_read_only_are_served_and_remembered(served):
+    """Those of JAX are."""
+    given = tuple(map(read_only, arrays()))
+    first, second = (kn.normalize(given[0], 1, *given[1:]) for _ in range(2))
+    assert served == [True]
+    assert first.tobytes() == second.tobytes() == kn.normalize(given[0].copy(), 1, *(a.copy() for a in given[1:])).tobytes()
+    out = read_only(given[0])
+    with pytest.raises(ValueError, match="out"):
+        kn.normalize(given[0], 1, *given[1:], out=out)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_missing_parameter_is_remembered_as_ones_or_zeros(name, served):
+    x, w, b = arrays()
+    given = {name: w if name == "weight" else b}
+    first, second = (kn.normalize(x, 1, **given) for _ in range(2))
+    assert served == [True]
+    assert first.tobytes() == second.tobytes()
+    whole = kn.normalize(x, 1, given.get("weight", np.ones_like(w)), given.get("bias", np.zeros_like(b)))
+    assert first.tobytes() == whole.tobytes()

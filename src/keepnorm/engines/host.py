@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -110,23 +111,23 @@ def known(axes: Axes, dtype: np.dtype[Any], weight: Array | None, bias: Array | 
 
 
 def _is_usual(a: Array) -> bool:
-    """Whether an array is of narrow floats in C order; one that is marked as read-only takes the longer way."""
-    return (a.dtype is _SINGLE or is_half(a.dtype)) and a.flags.carray
+    """Whether an array is of narrow floats in C order."""
+    return (a.dtype is _SINGLE or is_half(a.dtype)) and a.flags.c_contiguous and a.flags.aligned
 
 
 def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) -> None:
-    """Remember a call that was right, if a kernel serves it in one stage."""
+    """Remember a call that was right, if a kernel serves it in one stage; its arrays stay the caller's."""
     from keepnorm.kernels.launch import entry_for
 
-    steps = walk(axes if weight is not None or bias is not None else plain(axes), (x, x))
+    has_parameters = weight is not None or bias is not None
+    steps = walk(axes if has_parameters else plain(axes), (x, x))
     if not steps.fused or not steps.affine_in_order:
         return
-    w, b = parameters_for(steps, weight, bias, x, True)
+    n = prod(axes.affine_shape) if has_parameters else 1
+    w, b = np.ones(n, _SINGLE), np.zeros(n, _SINGLE)  # for what a call does not have
     dtypes, arguments = _arguments(flat(x), flat(x), steps, np.empty((STATE_ROWS, steps.cells)), (w, b), 0.0, True)
     if len(_READY) >= _MOST_READY:
         _READY.clear()
-    # The parameters of this call stay the caller's.
-    w, b = w if weight is None else _NO_OUTPUT, b if bias is None else _NO_OUTPUT
     run = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), FORWARD, w, b)
     _READY[id(axes), x.dtype, weight is None, bias is None] = axes, run
 
