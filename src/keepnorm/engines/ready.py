@@ -42,6 +42,7 @@ def prepare(
             return None
         if out is not None and not _may_be_written(out, x, w, b):
             return None
+        # Spelt out for both parameters: calling a function twice would take a tenth of all this.
         if w is None:
             w = weight
         elif type(w) is not ndarray or w.shape not in shapes:
