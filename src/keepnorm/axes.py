@@ -11,7 +11,12 @@ from math import prod
 from operator import index
 from typing import Any, NoReturn, SupportsIndex
 
+from numpy import bool_
+
 Keep = int | Sequence[int] | str
+
+# True is an int to Python, and np.True_ one to an older NumPy, but neither is an axis.
+BOOLS = (bool, bool_)
 
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*|[()]|1(?!\d))")
 
@@ -125,7 +130,7 @@ def resolve(
 
 
 def _size(name: str, size: Any) -> int:
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+    if isinstance(size, BOOLS) or not hasattr(size, "__index__"):
         if name in _AXIS_WORDS or name == "momentum":
             refuse_keywords({name: size}, "keep")
         raise TypeError(f"{name} must be an int, the size of an axis that the pattern names; got {name}={size!r}")
@@ -156,14 +161,14 @@ def as_ints(axes: int | Iterable[int], name: str) -> tuple[int, ...]:
     """Read an int or a sequence of ints, refusing everything else."""
     if type(axes) is int:
         return (axes,)
-    if isinstance(axes, str) or axes is None or isinstance(axes, bool):
+    if isinstance(axes, str) or axes is None or isinstance(axes, BOOLS):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {axes!r}")
     if isinstance(axes, SupportsIndex) and getattr(axes, "ndim", 0) == 0:  # an array of one value is a sequence, too
         return (index(axes),)
     if not isinstance(axes, Iterable):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {type(axes).__name__}")
     items = tuple(axes)
-    if any(isinstance(a, bool) or not hasattr(a, "__index__") for a in items):
+    if any(isinstance(a, BOOLS) or not hasattr(a, "__index__") for a in items):
         raise TypeError(f"{name} must hold ints only; got {items!r}")
     return tuple(index(a) for a in items)
 

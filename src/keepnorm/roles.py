@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keepnorm.axes import Axes, as_ints, complement, normal, resolve
+from keepnorm.axes import BOOLS, Axes, as_ints, complement, normal, resolve
 
 Shape = tuple[int, ...]
 
@@ -34,7 +34,7 @@ def group(shape: Shape, groups: Any, channel: Any, batch: Any) -> Axes:
     channels, examples = _apart(shape, channel, batch)
     if len(channels) != 1:
         raise ValueError(f"channel must be one axis, which is split into groups; got {channel}")
-    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+    if isinstance(groups, BOOLS) or not hasattr(groups, "__index__"):
         raise TypeError(f"groups must be an int; got {groups!r}")
     if groups < 1 or shape[channels[0]] % groups:
         raise ValueError(
