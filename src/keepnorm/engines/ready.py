@@ -42,23 +42,10 @@ def prepare(
             return None
         if out is not None and not _may_be_written(out, x, w, b):
             return None
-        # Spelt out for both parameters: calling a function twice would take a tenth of all this.
-        if w is None:
-            w = weight
-        elif type(w) is not ndarray or w.shape not in shapes:
+        w = weight if w is None else _single(w, shapes)
+        b = bias if b is None else _single(b, shapes)
+        if w is None or b is None:
             return None
-        elif w.dtype is not _SINGLE:
-            if not is_half(w.dtype):
-                return None
-            w = w.astype(_SINGLE, "C")
-        if b is None:
-            b = bias
-        elif type(b) is not ndarray or b.shape not in shapes:
-            return None
-        elif b.dtype is not _SINGLE:
-            if not is_half(b.dtype):
-                return None
-            b = b.astype(_SINGLE, "C")
         threads = 1 if is_serial else available()
         if threads > 1 and (threads > tasks or not parallel):
             return None
@@ -74,6 +61,15 @@ def prepare(
         return out
 
     return ready
+
+
+def _single(values: Any, shapes: tuple[tuple[int, ...], ...]) -> Array | None:
+    """A parameter of one of these shapes as float32; None if it needs a closer look."""
+    if type(values) is not ndarray or values.shape not in shapes:
+        return None
+    if values.dtype is _SINGLE:
+        return values
+    return values.astype(_SINGLE, "C") if is_half(values.dtype) else None
 
 
 def _may_be_written(out: Array, x: Array, weight: Any, bias: Any) -> bool:

@@ -164,8 +164,8 @@ def _has_short_vectors(family: str, kinds: tuple[Any, ...]) -> bool:
 
     Those of 512 bits take a clock that an Intel core reaches half a millisecond after it wakes, and convert float32 to
     float64 on one port where those of 256 have two. With the short ones, calls by themselves take: layer norm of (4096,768)
-    0.60 ms and not 0.73, batch norm of (256,1024) 80 us and not 85. Halves and small integers, with more work for each value,
-    take a seventh longer with them, and so do runs of 196 values. Of AMD's processors neither has been measured.
+    0.60 ms and not 0.73, batch norm of (256,1024) 80 us and not 85. Halves take a seventh
+    longer with them, small integers a third, runs of 196 values a tenth. On AMD's processors they have not been measured.
     """
     is_single = kinds[0].dtype is types.float32
     return is_single and family in _SHORT and not llvm.get_host_cpu_name().startswith("znver")
