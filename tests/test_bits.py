@@ -11,6 +11,8 @@ SHARED = {
     "batch norm, channels last": ((8, 40, 40, 16), lambda x: kn.batch_norm(x, channel=-1)),
     "photographs": ((4, 200, 200, 3), lambda x: kn.batch_norm(x, channel=-1)),
     "columns": ((40000, 7), lambda x: kn.normalize(x, 1)),
+    "many columns": ((600, 1100), lambda x: kn.normalize(x, 1)),
+    "many columns, masked": ((600, 1100), lambda x: kn.normalize(x, 1, where=x > 99)),
     "one cell": ((500003,), lambda x: kn.normalize(x, ())),
     "layer norm": ((300, 1000), lambda x: kn.layer_norm(x, axes=-1)),
     "instance norm": ((8, 16, 40, 40), lambda x: kn.instance_norm(x, channel=1)),
@@ -91,9 +93,11 @@ def gradients_of(x, keep, dy=None):
     return (y, *vjp(np.sin(x) if dy is None else dy))
 
 
-@pytest.mark.parametrize("keep", [1, 3, 0])
-def test_of_gradients_do_not_depend_on_threads(keep):
-    x = data((8, 16, 40, 16))
+@pytest.mark.parametrize(
+    ("shape", "keep"), [((8, 16, 40, 16), 1), ((8, 16, 40, 16), 3), ((8, 16, 40, 16), 0), ((600, 1100), 1)]
+)
+def test_of_gradients_do_not_depend_on_threads(shape, keep):
+    x = data(shape)
     with kn.threads(1):
         serial = [g.tobytes() for g in gradients(x, keep)]
     for n in (2, 5):

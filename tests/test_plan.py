@@ -131,6 +131,27 @@ def test_the_order_of_a_sum_does_not_depend_on_how_many_samples_lie_beside_it(na
     assert all(order == orders[0] for order in orders)
 
 
+@pytest.mark.parametrize(
+    ("shape", "keep", "chunk", "fused"),
+    [
+        ((256, 1024), (1,), 512, True),  # half of them for each of two threads
+        ((256, 1536), (1,), 384, True),  # not 512, which makes three
+        ((100, 300), (1,), 160, True),  # whole cache lines of float32
+        ((16, 256, 128), (0, 2), 128, True),  # other cells keep the other threads busy
+        ((257, 1024), (1,), 1024, False),
+        ((512, 1024), (1,), 1024, False),
+        ((2048, 256), (1,), 256, False),
+        ((1024, 128), (1,), 64, True),  # all of x fits
+        ((4096, 1536), (1,), 768, False),  # not 1024 and 512
+    ],
+    ids=str,
+)
+def test_rows_of_lanes_are_cut_where_they_are_few(shape, keep, chunk, fused):
+    plan = make_plan(shape, keep, keep, (contiguous(shape),), 4)
+    assert plan.lanes
+    assert (plan.chunk, plan.fused) == (chunk, fused)
+
+
 def test_neighbours_with_one_role_merge():
     plan = make_plan((32, 64, 56, 56), (1,), (1,), (contiguous((32, 64, 56, 56)),), 4)
     assert (len(plan.kept), len(plan.outer), plan.inner.size) == (1, 1, 56 * 56)

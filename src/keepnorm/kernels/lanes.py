@@ -34,6 +34,7 @@ from keepnorm.kernels.scalars import (
     X,
     Y,
     block_bounds,
+    chunk_and_block,
     copy_states,
     is_narrow,
     merge_blocks,
@@ -329,10 +330,9 @@ def kernel(learn, set_lanes, apply):
         before = -1
         narrow = False
         for t in range(t0, t1 if ready else t0):
-            group = t // blocks if of_blocks else t
-            b0 = t - group * blocks if of_blocks else 0
+            group, b0 = chunk_and_block(t, plan) if of_blocks else (t, 0)
             b1 = b0 + 1 if of_blocks else blocks
-            first = 0 if stage >= 3 else t if stage == 0 else t * blocks
+            first = 0 if stage >= 3 else group * blocks + b0
             position = group // chunks
             k0 = (group - position * chunks) * plan[CHUNK]
             cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)

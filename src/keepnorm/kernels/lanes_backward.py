@@ -34,6 +34,7 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
+    chunk_and_block,
     centred,
     difference,
     offset,
@@ -307,8 +308,10 @@ def tasks(
     ready = have((lanes, own))
     behind = stage == 3 and plan[BEHIND] != 0
     groups = plan[CELLS_OUTSIDE] * chunks
+    of_blocks = stage == 0 or stage == 2
     for t in range(t0, t1 if ready else t0):
-        first = t // blocks if stage == 0 or stage == 2 else t
+        first, b0 = chunk_and_block(t, plan) if of_blocks else (t, 0)
+        b1 = b0 + 1 if of_blocks else blocks
         last = first + 1
         row = 0
         if stage == 4:
@@ -324,8 +327,6 @@ def tasks(
             y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short
             z_start = plan[BASE_Z] + offset(kept, position, Z) + k0 * short
             a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
-            b0 = t - group * blocks if stage == 0 or stage == 2 else 0
-            b1 = b0 + 1 if stage == 0 or stage == 2 else blocks
             set_lanes(plan, state, cell, cells, eps, center, lanes)
             if stage == 1:
                 for k in range(cells):
@@ -343,7 +344,7 @@ def tasks(
                         )
                     else:
                         block_sums(x, dy, plan, outer, x_start, z_start, b, cells * short, lanes)
-                sum_lanes(plan, cells, lanes, part[t] if stage == 0 else own)
+                sum_lanes(plan, cells, lanes, part[group * blocks + b0] if stage == 0 else own)
             if stage == 1 or stage >= 3:
                 for k in range(cells):
                     totals[0, cell + k] = own[0, k]

@@ -29,6 +29,7 @@ from keepnorm.kernels.scalars import (
     X,
     Y,
     block_bounds,
+    chunk_and_block,
     copy_states,
     difference,
     merge_blocks,
@@ -160,18 +161,18 @@ def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
     ready = have((lanes,))
     plain = plan[LANE_KEPT] * short * plan[FOLD] == 1 and plan[INNER_X] == 1 and plan[INNER_Y] == 1
     for t in range(t0, t1 if ready else t0):
-        group = t // blocks if stage == 0 else t
+        group, b = chunk_and_block(t, plan) if stage == 0 else (t, 0)
         position = group // chunks
         k0 = (group - position * chunks) * plan[CHUNK]
         cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
         if stage == 0:
             x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
             m_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
-            b = t - group * blocks
+            own = part[group * blocks + b]
             if plain:
-                run_block(x, mask, plan, outer, x_start, m_start, b, part[t])
+                run_block(x, mask, plan, outer, x_start, m_start, b, own)
             else:
-                block(x, mask, plan, outer, x_start, m_start, b, cells, part[t], lanes)
+                block(x, mask, plan, outer, x_start, m_start, b, cells, own, lanes)
         else:
             merge_blocks(part, t * blocks, blocks, cells)
             copy_states(part[t * blocks], state, offset(kept, position, CELL) + k0, cells)

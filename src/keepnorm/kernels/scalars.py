@@ -210,6 +210,15 @@ def block_bounds(plan, b):
 
 
 @exact
+def chunk_and_block(t, plan):
+    """Which chunk of cells, and which of its blocks, task t has where each has one of both: in the order of the memory."""
+    chunks = plan[CHUNKS]
+    row = t // chunks
+    position = row // plan[BLOCKS]
+    return position * chunks + t - row * chunks, row - position * plan[BLOCKS]
+
+
+@exact
 def set_state(part, k, n, shift, s, q):
     """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2."""
     empty = n == 0.0
