@@ -34,8 +34,8 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
-    chunk_and_block,
     centred,
+    chunk_and_block,
     difference,
     offset,
 )
