@@ -140,6 +140,26 @@ def test_a_call_with_an_output_is_kept_too(served):
     assert not served[2], "memory that is shared takes the longer way"
 
 
+@pytest.mark.parametrize(
+    ("shape", "keep"),
+    [((600, 1100), 1), ((9000, 40), 1), ((8, 3, 5000), 1), ((3, 200000), 0)],
+    ids=["wide rows", "rows", "runs", "long runs"],
+)
+def test_calls_of_several_stages_are_kept_too_for_any_number_of_threads(shape, keep, served):
+    x, other = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    w, b = np.random.default_rng(1).standard_normal((2, shape[keep])).astype(np.float32)
+    with kn.threads(1):
+        expected = kn.normalize(x, keep, w, b)
+    for n in (2, 1, 3, 2):
+        with kn.threads(n):
+            assert kn.normalize(x, keep, w, b).tobytes() == expected.tobytes()
+            assert kn.normalize(other, keep, w, b).tobytes() != expected.tobytes()
+    inside = x.copy()
+    assert kn.normalize(inside, keep, w, b, out=inside).tobytes() == expected.tobytes()
+    assert served
+    assert all(served)
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_calls_of_halves_are_kept_too_each_dtype_apart(given, served):
     for n, dtype in enumerate((np.float32, *HALVES), 1):

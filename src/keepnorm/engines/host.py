@@ -21,10 +21,12 @@ from keepnorm.engines.memory import (
     state_of,
     walk,
 )
-from keepnorm.engines.ready import NO_PART, Ready, prepare
+from keepnorm.engines.ready import Ready, prepare
 from keepnorm.engines.results import LARGE, empty_like
+from keepnorm.engines.stages import NO_PART, Stage, centers, forward, part_shape, reduction
+from keepnorm.engines.stages import affine as affine_stage
 from keepnorm.gradients import Gradients
-from keepnorm.kernels.threads import SERIAL, threads_for
+from keepnorm.kernels.threads import threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
 
@@ -33,10 +35,8 @@ Array = np.ndarray[Any, Any]
 # The dtypes that tell the kernels of one family apart, and what a kernel takes after its tasks.
 Arguments: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
-STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
-
-# Where the states are among a kernel's arguments, and M2 in them.
-_STATE, _M2 = 6, 3
+# Where the states of blocks and of cells are among a kernel's arguments, and M2 in the latter.
+_PART, _STATE, _M2 = 5, 6, 3
 
 _NO_OUTPUT = np.empty(1, np.float32)
 _SINGLE = np.dtype(np.float32)
@@ -61,7 +61,8 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
         return _no_data(x, axes)
     steps = walk(plain(axes), (x,))
     state = np.empty((STATE_ROWS, steps.cells))
-    _reduce(steps, _arguments(flat(x), _NO_OUTPUT, steps, state, UNIT, 0.0, True), threads_for(x.size))
+    arguments = _arguments(flat(x), _NO_OUTPUT, steps, state, UNIT, 0.0, True)
+    _run(steps, reduction(steps, threads_for(x.size)), arguments)
     return _to_moments(state, steps, axes, x.dtype)
 
 
@@ -116,19 +117,19 @@ def _is_usual(a: Array) -> bool:
 
 
 def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) -> None:
-    """Remember a call that was right, if a kernel serves it in one stage; its arrays stay the caller's."""
+    """Remember a call that was right; its arrays stay the caller's."""
     from keepnorm.kernels.launch import entry_for
 
     has_parameters = weight is not None or bias is not None
     steps = walk(axes if has_parameters else plain(axes), (x, x))
-    if not steps.fused or not steps.affine_in_order:
+    if not steps.affine_in_order:
         return
     n = prod(axes.affine_shape) if has_parameters else 1
     w, b = np.ones(n, _SINGLE), np.zeros(n, _SINGLE)  # for what a call does not have
     dtypes, arguments = _arguments(flat(x), flat(x), steps, np.empty((STATE_ROWS, steps.cells)), (w, b), 0.0, True)
     if len(_READY) >= _MOST_READY:
         _READY.clear()
-    run = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), FORWARD, w, b)
+    run = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), w, b)
     _READY[id(axes), x.dtype, weight is None, bias is None] = axes, run
 
 
@@ -190,12 +191,7 @@ def _normalize(
         return given
     state = np.empty((STATE_ROWS, steps.cells))
     arguments = _arguments(flat(x), flat(y), steps, state, parameters, eps, center)
-    if steps.fused and steps.groups >= threads:
-        # Each group of cells meets the cache for its affine step.
-        _run(steps, threads, steps.groups, FORWARD, arguments)
-    else:
-        _reduce(steps, arguments, threads)
-        _apply(steps, arguments, threads)
+    _run(steps, forward(steps, threads), arguments)
     return steps, state
 
 
@@ -207,35 +203,21 @@ def _arguments(
     return dtypes, (x, y, steps.integers, steps.kept, steps.outer, NO_PART, state, *parameters, eps, center)
 
 
-def _reduce(steps: Walk, arguments: Arguments, threads: int) -> None:
-    """Fill the state: cell by cell where there are enough cells for all threads, else block by block."""
-    groups, blocks = steps.groups, steps.plan.blocks
-    if threads == 1 or blocks == 1 or groups >= 4 * threads:
-        _run(steps, threads, groups, MOMENTS, arguments)
-        return
-    part = np.empty((groups * blocks, 4, steps.plan.chunk))
-    dtypes, given = arguments
-    arguments = dtypes, (*given[:5], part, *given[6:])
-    _run(steps, threads, groups * blocks, STATES, arguments)
-    _run(steps, threads if steps.cells * blocks > SERIAL // 16 else 1, groups, MERGE, arguments)
-
-
 def _apply_given(steps: Walk, arguments: Arguments, threads: int) -> None:
     """The affine step with states that no reduction has written, and that say nothing of how far x may lie (own.py)."""
-    _run(steps, 1, steps.groups, CENTERS, arguments)
+    _run(steps, (centers(steps),), arguments)
     arguments[1][_STATE][_M2] = 0.0
-    _apply(steps, arguments, threads)
+    _run(steps, (affine_stage(steps, threads),), arguments)
 
 
-def _apply(steps: Walk, arguments: Arguments, threads: int) -> None:
-    plan = steps.plan
-    tasks = steps.groups * (plan.blocks if plan.lanes else plan.positions * plan.pieces)
-    _run(steps, threads, tasks, APPLY, arguments)
-
-
-def _run(steps: Walk, threads: int, count: int, stage: int, arguments: Arguments) -> None:
-    """Run the tasks of one stage."""
-    _launch()(steps.family, arguments[0], threads if threads < count else count, count, stage, arguments[1])
+def _run(steps: Walk, stages: tuple[Stage, ...], arguments: Arguments) -> None:
+    """Run the stages, one after the other."""
+    dtypes, given = arguments
+    parts = part_shape(steps, stages)
+    if parts is not None:
+        given = (*given[:_PART], np.empty(parts), *given[_PART + 1 :])
+    for stage in stages:
+        _launch()(steps.family, dtypes, stage.threads, stage.tasks, stage.number, given)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Calls that have been right before, ready to run again: of arrays in C order, which a kernel serves in one stage.
+"""Calls that have been right before, ready to run again: of arrays in C order.
 
 What follows from the axes, the dtype and which parameters there are is worked out once, by `prepare`. What is left for each
 call are its arrays: whether they are as those of the first call were. That takes less time than a small kernel does.
@@ -14,6 +14,7 @@ from numpy import empty, ndarray
 from keepnorm.axes import Axes
 from keepnorm.engines.memory import STATE_ROWS, Walk, apart, is_half
 from keepnorm.engines.results import LARGE, empty_like
+from keepnorm.engines.stages import NO_PART, Stage, forward, part_shape
 from keepnorm.kernels.threads import SERIAL, available, team
 
 Array = np.ndarray[Any, Any]
@@ -21,21 +22,18 @@ Array = np.ndarray[Any, Any]
 # (x, weight, bias, eps, center, out) to the normalised array, or to None where the arguments need a closer look.
 Ready: TypeAlias = Callable[[Array, Any, Any, Any, Any, Array | None], Array | None]
 
-# Stands for the parts of cells that one stage does not write.
-NO_PART = np.empty((1, 4, 1))
-
 _SINGLE = np.dtype(np.float32)
 
 
-def prepare(
-    axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., None], stage: int, weight: Array, bias: Array
-) -> Ready:
+def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., None], weight: Array, bias: Array) -> Ready:
     """The call for x of these axes and this dtype; `weight` and `bias` are for the parameters that a call does not have."""
-    shape, size, tasks = axes.source, prod(axes.source), steps.groups
+    shape, size = axes.source, prod(axes.source)
     shapes = axes.affine_shape, axes.source_affine_shape
     integers, kept, outer, states = steps.integers, steps.kept, steps.outer, (STATE_ROWS, steps.cells)
     is_small, is_serial = size * dtype.itemsize < LARGE, size <= SERIAL
     parallel, number = (0, 0) if is_serial else team()
+    alone = forward(steps, 1)
+    for_threads: dict[int, tuple[tuple[Stage, ...], tuple[int, ...] | None]] = {}
 
     def ready(x: Array, w: Any, b: Any, eps: Any, center: Any, out: Array | None) -> Array | None:
         if type(eps) is not float or not 0.0 <= eps < inf or not (center is True or center is False):
@@ -46,16 +44,25 @@ def prepare(
         b = bias if b is None else _single(b, shapes)
         if w is None or b is None:
             return None
-        threads = 1 if is_serial else available()
-        if threads > 1 and (threads > tasks or not parallel):
-            return None
+        stages, part = alone, NO_PART
+        if not is_serial and (threads := available()) > 1:
+            if not parallel:
+                return None
+            if threads not in for_threads:
+                stages = forward(steps, threads)
+                for_threads[threads] = stages, part_shape(steps, stages)
+            stages, parts = for_threads[threads]
+            if parts is not None:
+                part = empty(parts)
         if out is None:
             out = empty(shape, dtype) if is_small else empty_like(x, dtype)
+        state = empty(states)
         try:
-            entry(
-                parallel if threads > 1 else 0, number, threads, 0, tasks, stage,
-                x, out, integers, kept, outer, NO_PART, empty(states), w, b, eps, center,
-            )  # fmt: skip
+            for stage, tasks, n in stages:
+                entry(
+                    parallel if n > 1 else 0, number, n, 0, tasks, stage,
+                    x, out, integers, kept, outer, part, state, w, b, eps, center,
+                )  # fmt: skip
         except TypeError:  # an array is not in C order, or not aligned
             return None
         return out
