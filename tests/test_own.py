@@ -151,6 +151,18 @@ def test_beyond_each_limit_the_result_is_rounded_once(bias, weight, mean, order)
     assert 0.6 < np.max(np.abs(kn.layer_norm(within, w, b, axes=-1) - exact(within, w, b)) / once) < 1.9
 
 
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize(("mean", "bias", "once"), [(0.48, 1.5, False), (0.52, 1.5, True), (0.48, 1.5 + 2.0**-23, True)])
+def test_a_small_bias_leaves_more_to_the_mean(mean, bias, once, order):
+    rng = np.random.default_rng(20)
+    x = rng.standard_normal((3000, 500))
+    x = np.array((x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True) + mean, "f4", order=order)
+    w, b = rng.uniform(0.9, 1.0, 500).astype("f4"), rng.uniform(-1.5, 1.5, 500).astype("f4")
+    w[0], b[0] = 1.0, bias
+    worst = places(kn.layer_norm(x, w, b, axes=-1), exact(x, w, b))
+    assert worst < 0.6 if once else 0.6 < worst < 1.9
+
+
 def test_parameters_of_another_cell_do_not_matter():
     rng = np.random.default_rng(19)
     x = rng.standard_normal((5, 400)).astype("f4")

@@ -8,7 +8,8 @@ With the scale as the sum of two float32, the larger of which is s::
 
 Each line is rounded once for each of its sums. In units in the last place of ``max(|y|, 1)``, y is off by at most half of one,
 half a place of the bias, 1.5 times ``|mean * scale * weight|``, and ``(|weight| + |y - bias|) / 64`` for the 28 bits of mean
-and scale (scalars.py): by less than 2 where no bias exceeds 3.5, no weight 4, and ``|mean * scale * weight|`` is 0.2 at most.
+and scale (scalars.py): by less than 2 where no weight exceeds 4, no bias 3.5, and ``|mean * scale * weight|`` is 0.2 at most;
+or no bias 1.5, and that is 0.5 at most.
 
 Results that are halves have a last place far away, and need no second float32::
 
@@ -23,20 +24,24 @@ moments were given, which say nothing of how far x may lie from them: in its las
 that of the same moments of x itself.
 """
 
+import numpy as np
 from numba import types
 from numpy import float32, float64
 
 from keepnorm.kernels import sixteens
-from keepnorm.kernels.compile import variant
+from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.scalars import M2, MEAN, OWN, SCALE
 from keepnorm.kernels.sixteens import COUNT
 from keepnorm.kernels.vector import WIDTH, fill, floats, larger, largest, load_first, lost, total
 
-# The largest bias and weight, and the largest mean in standard deviations times the weight: for float32 and for halves.
+# The largest bias and weight, and the largest mean in standard deviations times the weight: for float32, where that depends on
+# the bias, and for halves.
 MOST_BIAS, MOST_BIAS_OF_HALVES = 3.5, 2.0**5
+SMALL_BIAS = 1.5
 MOST_WEIGHT, MOST_WEIGHT_OF_HALVES = 4.0, 2.0**8
 MOST_MEAN, MOST_MEAN_OF_HALVES = 0.2, 2.0**8
+MOST_MEAN_OF_SMALL_BIAS = 0.5
 
 # Scales outside keep their second float32 from holding what is left, or may overflow where y does not.
 LEAST_FACTOR, MOST_FACTOR = 2.0**-60, 2.0**60
@@ -47,20 +52,30 @@ def is_held(dtype):
     return not isinstance(dtype, types.Integer) and dtype is not types.float64
 
 
-def largest_weight(x, y, plan, outer, weight, bias):
-    """The largest weight if every value has its own and float32 is enough for them, else -1.
+def largest_mean(x, y, plan, outer, weight, bias):
+    """The largest mean in standard deviations for which float32 is enough, if every value has its own weight; else -1.
 
     A matter of the parameters alone, and only of such as all cells share: neither a memory layout nor a batch changes it.
     """
 
 
-@variant(largest_weight)
-def _largest_weight(x, y, plan, outer, weight, bias):
+@variant(largest_mean)
+def _largest_mean(x, y, plan, outer, weight, bias):
     if not is_held(x.dtype):
         return lambda x, y, plan, outer, weight, bias: -1.0  # noqa: ARG005
-    most, most_weight = MOST_BIAS_OF_HALVES, MOST_WEIGHT_OF_HALVES
     if y.dtype is types.float32:
-        most, most_weight = MOST_BIAS, MOST_WEIGHT
+        small, most, most_weight = SMALL_BIAS, MOST_BIAS, MOST_WEIGHT
+        mean_of_small, most_mean = MOST_MEAN_OF_SMALL_BIAS, MOST_MEAN
+    else:
+        small, most, most_weight = 0.0, MOST_BIAS_OF_HALVES, MOST_WEIGHT_OF_HALVES
+        mean_of_small = most_mean = MOST_MEAN_OF_HALVES
+
+    @exact
+    def limit(w, b):
+        if not (w <= most_weight and b <= most):
+            return -1.0
+        share = mean_of_small if b <= small else most_mean
+        return share / w if w > 0.0 else np.inf
 
     if weight.dtype is types.float32 and bias.dtype is types.float32:
 
@@ -70,8 +85,7 @@ def _largest_weight(x, y, plan, outer, weight, bias):
             for i in range(0, n, COUNT):
                 w = sixteens.larger(sixteens.load_first(weight, 0, i, least(COUNT, n - i)), w)
                 b = sixteens.larger(sixteens.load_first(bias, 0, i, least(COUNT, n - i)), b)
-            enough = n > 0 and sixteens.largest(b) <= most and sixteens.largest(w) <= most_weight
-            return float64(sixteens.largest(w)) if enough else -1.0
+            return limit(float64(sixteens.largest(w)), float64(sixteens.largest(b))) if n > 0 else -1.0
 
         return learn_singles
 
@@ -84,26 +98,17 @@ def _largest_weight(x, y, plan, outer, weight, bias):
             w = larger(floats(one), w)
             b = larger(floats(other), b)
             rounded += lost(one) + lost(other)
-        enough = n > 0 and total(rounded) == 0.0 and largest(b) <= most and largest(w) <= most_weight
-        return largest(w) if enough else -1.0
+        return limit(largest(w), largest(b)) if n > 0 and total(rounded) == 0.0 else -1.0
 
     return learn
 
 
-def float32_is_enough(y, state, cell, largest):
-    """Whether it is for one cell, with what `largest_weight` has told: a matter of its own values."""
-
-
-@variant(float32_is_enough)
-def _float32_is_enough(y, state, cell, largest):
-    most = MOST_MEAN if y.dtype is types.float32 else MOST_MEAN_OF_HALVES
-
-    def enough(y, state, cell, largest):
-        scale = state[SCALE, cell]
-        usual = largest >= 0.0 and state[M2, cell] > 0.0 and LEAST_FACTOR <= scale <= MOST_FACTOR
-        return usual and abs(state[MEAN, cell] * scale) * largest <= most
-
-    return enough
+@exact
+def float32_is_enough(state, cell, largest):
+    """Whether it is for one cell, with what `largest_mean` has told: a matter of its own values."""
+    scale = state[SCALE, cell]
+    usual = state[M2, cell] > 0.0 and LEAST_FACTOR <= scale <= MOST_FACTOR
+    return usual and abs(state[MEAN, cell] * scale) <= largest
 
 
 def float32_parts(x, mean, scale):

@@ -9,7 +9,7 @@ from numpy import float32
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.lanes import kernel
-from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_weight
+from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_mean
 from keepnorm.kernels.scalars import (
     AFFINE,
     INNER_AFFINE,
@@ -56,7 +56,7 @@ def set_lanes(x, y, plan, cell, a, cells, state, weight, bias, largest, lanes, p
         mean = state[MEAN, cell + k]
         scale = state[SCALE, cell + k]
         factor, second, shift = float32_parts(x, mean, scale)
-        fits = float32(1.0 if float32_is_enough(y, state, cell + k, largest) else 0.0)
+        fits = float32(1.0 if float32_is_enough(state, cell + k, largest) else 0.0)
         for i in range(k * short, (k + 1) * short):
             lanes[LANE_MEAN, i] = mean
             lanes[LANE_SCALE, i] = scale
@@ -136,4 +136,4 @@ def apply(
             put(line, y, yi, plan[LANE_Y], n)
 
 
-tasks = kernel(largest_weight, set_lanes, apply)
+tasks = kernel(largest_mean, set_lanes, apply)

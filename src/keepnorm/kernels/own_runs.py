@@ -5,7 +5,7 @@ from numba import types
 from keepnorm.kernels import sixteens
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_weight
+from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_mean
 from keepnorm.kernels.runs import kernel
 from keepnorm.kernels.scalars import LOW, MEAN, SCALE
 from keepnorm.kernels.sixteens import COUNT, affine_twice, moved_twice
@@ -124,10 +124,10 @@ def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, largest
     """The affine step on a piece of a run of cell k, with the weights and biases from affine index `a` on."""
     mean = state[MEAN, k]
     scale = state[SCALE, k]
-    if float32_is_enough(y, state, k, largest):
+    if float32_is_enough(state, k, largest):
         _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past)
     else:
         _in_float64(x, xi, y, yi, n, mean, scale, -state[LOW, k] * scale, weight, bias, a, past)
 
 
-tasks = kernel(largest_weight, scale_piece)
+tasks = kernel(largest_mean, scale_piece)

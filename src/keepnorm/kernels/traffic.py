@@ -148,7 +148,7 @@ def whole_steps(y, n, step, past):
     A line of which one half goes past the caches and the other through them takes longer than all the rest of a short row.
     """
     unit = most(step, _CACHE_LINE // y.itemsize) if past else step
-    return n // unit * unit
+    return n & -unit  # a power of two
 
 
 @exact
