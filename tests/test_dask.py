@@ -121,7 +121,7 @@ def test_one_thread_for_each_chunk(rng, monkeypatch, scheduler):
     from keepnorm.kernels import threads
 
     counts = set()
-    monkeypatch.setattr("keepnorm.engines.host.threads_for", lambda _: (counts.add(threads.available()), 1)[1])
+    monkeypatch.setattr("keepnorm.engines.host.threads_for", lambda *_: (counts.add(threads.available()), 1)[1])
     _, lazy, _ = operands(rng)
     now(kn.normalize(lazy, 1), scheduler)
     assert counts == {1}

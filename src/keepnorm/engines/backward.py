@@ -123,12 +123,12 @@ def _backward(
         rest = (*parts[:1], totals, *parts[1:], dw, db, eps, center, inside, through)
 
         def stage(number: int, tasks: int, part: Array = _NO_PART) -> None:
-            launch(family, dtypes, min(threads_for(size), tasks), tasks, number, (*given_and_wanted, part, *rest))
+            launch(family, dtypes, min(threads_for(size, plan.cells), tasks), tasks, number, (*given_and_wanted, part, *rest))
 
         if inside:
             stage(ROWS, rows)
             return dx, steps.to_affine(dw.sum(0), axes), steps.to_affine(db.sum(0), axes)
-        if plan.blocks == 1 or (plan.fused and groups >= threads_for(size)):
+        if plan.blocks == 1 or (plan.fused and groups >= threads_for(size, plan.cells)):
             stage(CELLS, groups)
         else:
             part = np.empty((count, 2, plan.chunk))

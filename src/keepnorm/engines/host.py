@@ -62,7 +62,7 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     steps = walk(plain(axes), (x,))
     state = np.empty((STATE_ROWS, steps.cells))
     arguments = _arguments(flat(x), _NO_OUTPUT, steps, state, UNIT, 0.0, True)
-    _run(steps, reduction(steps, threads_for(x.size)), arguments)
+    _run(steps, reduction(steps, threads_for(x.size, steps.cells)), arguments)
     return _to_moments(state, steps, axes, x.dtype)
 
 
@@ -75,7 +75,8 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
         state = np.zeros((STATE_ROWS, steps.cells))
         state[0] = state[3] = 1.0
         parameters = parameters_for(steps, scale, shift, target, out is None)
-        _apply_given(steps, _arguments(flat(x), flat(target), steps, state, parameters, 0.0, True), threads_for(x.size))
+        threads = threads_for(x.size, steps.cells)
+        _apply_given(steps, _arguments(flat(x), flat(target), steps, state, parameters, 0.0, True), threads)
     return _finish(result, target)
 
 
@@ -184,7 +185,7 @@ def _normalize(
     parameters = parameters_for(steps, weight, bias, y, new)
     if given is None and where is not None:
         given = moments(x, axes, where)
-    threads = threads_for(x.size)
+    threads = threads_for(x.size, steps.cells)
     if given is not None:
         state = state_of(given, steps)
         _apply_given(steps, _arguments(flat(x), flat(y), steps, state, parameters, eps, center), threads)

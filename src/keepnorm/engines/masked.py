@@ -31,7 +31,7 @@ def moments(x: Array, axes: Axes, where: Array) -> Moments:
     values, marks = flat(x), flat(mask)
     dtypes = values.dtype, marks.dtype
     arguments = (values, marks, steps.integers, steps.kept, steps.outer, part, state)
-    run("masked", dtypes, min(threads_for(x.size), groups * plan.blocks), groups * plan.blocks, 0, arguments)
+    run("masked", dtypes, min(threads_for(x.size, plan.cells), groups * plan.blocks), groups * plan.blocks, 0, arguments)
     run("masked", dtypes, 1, groups, 1, arguments)
     count, shift, delta, m2 = (steps.to_cells(row, axes) for row in state)
     return Moments(count.astype(np.int64), shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=dtype)

@@ -15,7 +15,7 @@ from keepnorm.axes import Axes
 from keepnorm.engines.memory import STATE_ROWS, Walk, apart, is_half
 from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.engines.stages import NO_PART, Stage, forward, part_shape
-from keepnorm.kernels.threads import SERIAL, available, team
+from keepnorm.kernels.threads import available, is_serial, team
 
 Array = np.ndarray[Any, Any]
 
@@ -30,9 +30,9 @@ def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., 
     shape, size = axes.source, prod(axes.source)
     shapes = axes.affine_shape, axes.source_affine_shape
     integers, kept, outer, states = steps.integers, steps.kept, steps.outer, (STATE_ROWS, steps.cells)
-    is_small, is_serial = size * dtype.itemsize < LARGE, size <= SERIAL
-    parallel, number = (0, 0) if is_serial else team()
-    alone = forward(steps, 1)
+    is_small, alone = size * dtype.itemsize < LARGE, is_serial(size, steps.cells)
+    parallel, number = (0, 0) if alone else team()
+    serial = forward(steps, 1)
     for_threads: dict[int, tuple[tuple[Stage, ...], tuple[int, ...] | None]] = {}
 
     def ready(x: Array, w: Any, b: Any, eps: Any, center: Any, out: Array | None) -> Array | None:
@@ -44,8 +44,8 @@ def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., 
         b = bias if b is None else _single(b, shapes)
         if w is None or b is None:
             return None
-        stages, part = alone, NO_PART
-        if not is_serial and (threads := available()) > 1:
+        stages, part = serial, NO_PART
+        if not alone and (threads := available()) > 1:
             if not parallel:
                 return None
             if threads not in for_threads:
