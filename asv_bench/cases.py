@@ -72,12 +72,15 @@ ROWS = (
 SMALL_ROWS = (((8, 32, 16), 1), ((4, 100), -1))
 LAYER_ROWS = ((64, 768), (4096, 768), (16384, 1024), (512, 4096), (8, 64))
 BACKWARD_ROWS = ROWS[:7] + ROWS[8:9]
+# Batches of features: rows too long to be cut into parts that fit the cache.
+WIDE_ROWS = (((512, 1024), -1), ((2048, 256), -1), ((2048, 2048), -1), ((32, 7, 7, 512), -1))
 IMAGES = ((128, 224, 224, 3), -1)
 
 TRAINING = tuple(Case("batch_norm", *row) for row in ROWS)
 TRAINING_OUT = tuple(case._replace(out=True) for case in TRAINING)
 HALF = {name: tuple(case._replace(dtype=name) for case in TRAINING) for name in ("float16", "bfloat16")}
 SMALL = tuple(Case("batch_norm", *row) for row in SMALL_ROWS)
+WIDE = tuple(Case("batch_norm", *row) for row in WIDE_ROWS)
 INFERENCE = tuple(Case("inference", *row) for row in ROWS)
 INFERENCE_OUT = tuple(case._replace(out=True) for case in INFERENCE)
 AFFINE_OUT = tuple(Case("affine", *row, out=True) for row in ROWS)
@@ -87,6 +90,7 @@ MOMENTS = tuple(Case("moments", *row) for row in ROWS)
 MOMENTS_OF_IMAGES = Case("moments", *IMAGES, offset=100.0)
 MOMENTS_OF_BYTES = Case("moments", *IMAGES, dtype="uint8")
 BACKWARD = tuple(Case("backward", *row) for row in BACKWARD_ROWS)
+BACKWARD_WIDE = tuple(Case("backward", *row) for row in WIDE_ROWS)
 ROUND_TRIP = tuple(Case("round_trip", *row) for row in BACKWARD_ROWS)
 
 

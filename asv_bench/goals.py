@@ -77,6 +77,7 @@ def goals() -> list[Goal | StartGoal]:
         Goal("moments over reading the array once", 1.5, _against(moments, "read"), largest, inverse=True),
         Goal("layer norm and RMS norm over PyTorch", 1.4, _against(norms, "torch"), mean),
         Goal("layer norm and RMS norm over PyTorch, each", 1.0, _against(norms, "torch"), slowest),
+        Goal("training forward of wide rows over PyTorch, each", 1.0, _against(cases.WIDE, "torch"), slowest),
         Goal("small public calls over F.batch_norm", 1.0, _against(cases.SMALL, "torch"), slowest),
         Goal(
             "moments of (128,224,224,3), mean 100, over the best of PyTorch, JAX jit, numbagg, dask and scikit-learn",
@@ -88,6 +89,7 @@ def goals() -> list[Goal | StartGoal]:
         Goal("training forward of float16 over PyTorch", 2.0, _against(cases.HALF["float16"], "torch"), mean),
         Goal("training forward of bfloat16 over PyTorch", 2.0, _against(cases.HALF["bfloat16"], "torch"), mean),
         Goal("backward over PyTorch's backward", 2.0, _against(cases.BACKWARD, "torch"), mean),
+        Goal("backward of wide rows over PyTorch's backward, each", 1.0, _against(cases.BACKWARD_WIDE, "torch"), slowest),
         Goal(
             "autograd forward and backward with our kernels over F.batch_norm",
             1.0,

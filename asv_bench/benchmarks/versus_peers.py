@@ -90,6 +90,18 @@ class Training(_Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
+class Wide(_Pairs):
+    """Batches of features, and what comes before the last layer of a network for images."""
+
+    rows, peers = cases.WIDE + cases.BACKWARD_WIDE, ("torch",)
+    params = _params(rows, peers)
+
+    def setup_cache(self) -> Record:
+        return self.measure()
+
+    setup_cache.timeout = 3600  # type: ignore[attr-defined]
+
+
 class Half(_Pairs):
     rows, peers = cases.HALF["float16"] + cases.HALF["bfloat16"], ("torch",)
     params = _params(rows, peers)
