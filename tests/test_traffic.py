@@ -10,7 +10,7 @@ from numba import njit
 
 import keepnorm as kn
 from keepnorm.kernels import traffic
-from keepnorm.kernels.traffic import FAR, STREAM
+from keepnorm.kernels.traffic import CLAIMED, FAR, STREAM
 
 # In each way to walk them, rows that end inside a cache line and, in even lanes, with one: (shape, kept axis). In float32,
 # each has more than STREAM bytes, and rows of more than ROW.
@@ -193,3 +193,32 @@ def test_what_is_asked_for_behind_the_end_is_not_read(shape, keep):
             [part.tobytes() for part in (y, vjp(b).x, kn.moments(a, keep).m2, kn.affine(a, weight, bias, keep=keep))]
         )
     assert answers[0] == answers[1]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="mprotect is POSIX")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize(("shape", "keep"), [((7, 200_003), 0), ((9, 301, 500), 1), ((500_017, 3), 1), ((20_011, 128), 1)])
+def test_what_is_claimed_behind_the_end_is_not_written(shape, keep, dtype):
+    """Nor does it end the process."""
+    x = np.random.default_rng(8).standard_normal(shape, dtype=np.float32).astype(dtype)
+    weight, bias = np.random.default_rng(9).standard_normal((2, shape[keep]), dtype=np.float32).astype(dtype)
+    inner = np.random.default_rng(10).standard_normal((2, shape[-1]), dtype=np.float32).astype(dtype)
+    out = before_a_wall(np.zeros_like(x))
+    assert CLAIMED <= out.nbytes < STREAM
+    for call in (
+        lambda out: kn.normalize(x, keep, weight, bias, out=out),
+        lambda out: kn.layer_norm(x, *inner, axes=-1, out=out),
+    ):
+        assert call(out).tobytes() == call(np.empty_like(x)).tobytes()
+
+
+@njit
+def numbers(x, n, past):
+    return traffic.distance_of_sums(x, n), traffic.room(x, past)
+
+
+def test_only_what_comes_from_far_is_asked_for():
+    assert numbers(np.zeros(1 << 20, np.float32), 200, False) == (1024, 1024)
+    assert numbers(np.zeros(1 << 20, np.float32), 100, True) == (0, 0)
+    assert numbers(np.zeros(1 << 18, np.float64), 200, False) == (0, 512)
+    assert numbers(np.zeros(1000, np.float32), 1000, False) == (0, 0)

@@ -12,7 +12,7 @@ What is called `centre` here is 0 for a cell whose mean has gone into its shift,
 
 from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
-from keepnorm.kernels.traffic import ask, ask_ahead, before_lines, distance, whole_steps
+from keepnorm.kernels.traffic import ask, ask_ahead, before_lines, claim, claim_ahead, distance, room, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
     deviations,
@@ -68,6 +68,7 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
     f = fill(w)
     b = fill(shift)
     ahead = distance(x, n)
+    free = room(y, past)
     i = 0
     end = before_lines(y, yi, n, past)
     while i < n:
@@ -79,6 +80,8 @@ def scale_run(x, xi, y, yi, n, centre, w, shift, past):
         for j in range(i, i + whole, WIDTH):
             if ahead != 0:
                 ask(x, xi + ahead + j)
+            if free != 0:
+                claim(y, yi + free + j)
             write(y, yi, j, scaled(deviations(load(x, xi, j), m), f, b), past)
         i += whole
         end = n
@@ -105,9 +108,12 @@ def scale_spans(x, xi, y, yi, spans, w, shift, lane, past):
     w7 = load(w, lane, 7 * WIDTH)
     b7 = load(shift, lane, 7 * WIDTH)
     ahead = distance(x, spans * SPAN)
+    free = room(y, past)
     for _ in range(spans):
         if ahead != 0:
             ask_ahead(x, xi + ahead, 0, 1, SPAN)
+        if free != 0:
+            claim_ahead(y, yi + free, SPAN)
         write(y, yi, 0, scaled(uncentred(load(x, xi, 0), zero, y), w0, b0), past)
         write(y, yi, WIDTH, scaled(uncentred(load(x, xi, WIDTH), zero, y), w1, b1), past)
         write(y, yi, 2 * WIDTH, scaled(uncentred(load(x, xi, 2 * WIDTH), zero, y), w2, b2), past)
@@ -139,6 +145,7 @@ def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
         return
     end = before_lines(y, yi, n, past)
     ahead = distance(x, n)
+    free = room(y, past)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
@@ -158,6 +165,8 @@ def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
             for j in range(0, whole, WIDTH):
                 if ahead != 0:
                     ask(x, xi + i + ahead + j)
+                if free != 0:
+                    claim(y, yi + i + free + j)
                 d = uncentred(load(x, xi + i, j), load(centre, lane, j), y)
                 write(y, yi + i, j, scaled(d, load(w, lane, j), load(shift, lane, j)), past)
             i += whole

@@ -37,7 +37,7 @@ from keepnorm.kernels.sixteens import (
     write,
     write_both,
 )
-from keepnorm.kernels.traffic import ask, before_lines, distance, whole_steps
+from keepnorm.kernels.traffic import ask, before_lines, claim, distance, room, whole_steps
 from keepnorm.kernels.vector import deviations, scaled
 
 # Rows of the float32 parts of lanes.
@@ -138,10 +138,13 @@ def _run(x, xi, y, yi, n, mean, w, shift, past):
         k = least(COUNT, head - i)
         save_first(y, yi, i, k, moved(load_first(x, xi, i, k), high, factor, rest))
     ahead = distance(x, n)
+    free = room(y, past)
     stop = head + whole_steps(y, n - head, BOTH, past)
     for i in range(head, stop, BOTH):
         if ahead != 0:
             ask(x, xi + ahead + i)
+        if free != 0:
+            claim(y, yi + free + i)
         write_both(y, yi, i, moved_both(load_both(x, xi, i), high, factor, rest), past)
     if stop < n:
         write_both(y, yi, n - BOTH, end, False)
@@ -192,6 +195,7 @@ def _rows(x, xi, y, yi, n, full, parts, past):
     # Read before anything is written, as in `_run`.
     end = _moved_lanes(load(x, xi, n - COUNT), parts, (n - COUNT) % full, 0)
     ahead = distance(x, n)
+    free = room(y, past)
     lane = i = 0
     head = before_lines(y, yi, n, past)
     while i < head:
@@ -207,6 +211,8 @@ def _rows(x, xi, y, yi, n, full, parts, past):
         for j in range(0, whole, COUNT):
             if ahead != 0:
                 ask(x, xi + i + ahead + j)
+            if free != 0:
+                claim(y, yi + i + free + j)
             write(y, yi + i, j, _moved_lanes(load(x, xi + i, j), parts, lane, j), past)
         i += whole
         lane += whole

@@ -45,9 +45,11 @@ from keepnorm.kernels.traffic import (
     ask_ahead,
     ask_in_order,
     before_lines,
+    claim,
     distance,
     finish,
     is_large,
+    room,
     streams,
     tile_of,
     whole_steps,
@@ -126,6 +128,7 @@ def gradient(values, given, lanes, lane, j):
 def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
     """dx of n values, rows of `full` lanes that follow each other."""
     ahead = distance(x, n)
+    free = room(dx, past)
     i = 0
     lane = 0
     end = before_lines(dx, yi, n, past)
@@ -144,6 +147,8 @@ def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
                 if ahead != 0:
                     ask(x, xi + i + ahead + j)
                     ask(dy, zi + i + ahead + j)
+                if free != 0:
+                    claim(dx, yi + i + free + j)
                 one = gradient(load(x, xi + i, j), load(dy, zi + i, j), lanes, lane, j)
                 other = gradient(load(x, xi + i, j + WIDTH), load(dy, zi + i, j + WIDTH), lanes, lane, j + WIDTH)
                 write_two(dx, yi + i, j, one, other, past)

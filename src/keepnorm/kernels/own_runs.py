@@ -9,7 +9,7 @@ from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, larg
 from keepnorm.kernels.runs import kernel
 from keepnorm.kernels.scalars import LOW, MEAN, SCALE
 from keepnorm.kernels.sixteens import COUNT, affine_twice, moved_twice
-from keepnorm.kernels.traffic import before_lines, before_steps, whole_steps
+from keepnorm.kernels.traffic import before_lines, before_steps, claim, room, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
     deviations,
@@ -91,7 +91,10 @@ def _by_sixteen(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
         sixteens.write(y, yi, i, behind, False)
         i += COUNT
     stop = i + whole_steps(y, n - i, COUNT, False)
+    free = room(y, False)
     for j in range(i, stop, COUNT):
+        if free != 0:
+            claim(y, yi + free + j)
         sixteens.write(y, yi, j, _sixteen(x, xi, j, f, r, s, weight, bias, a), False)
     if stop < n:
         sixteens.write(y, yi, n - COUNT, end, False)

@@ -48,7 +48,7 @@ from keepnorm.kernels.traffic import (
     LINE,
     ask,
     ask_ahead,
-    distance,
+    distance_of_sums,
     finish,
     gathered,
     put,
@@ -76,7 +76,7 @@ def run_sums(x, start, n, shift):
     k = fill(shift)
     plain = shift == 0.0
     s = s2 = q = q2 = fill(0.0)
-    ahead = distance(x, n)
+    ahead = distance_of_sums(x, n)
     i = 0
     while i + 2 * WIDTH <= n:
         if ahead != 0:

@@ -32,7 +32,7 @@ from keepnorm.kernels.scalars import (
     offset,
 )
 from keepnorm.kernels.scratch import allocate, have, release
-from keepnorm.kernels.traffic import ask, ask_ahead, before_lines, distance, finish, streams, whole_steps
+from keepnorm.kernels.traffic import ask, ask_ahead, before_lines, claim, distance, finish, room, streams, whole_steps
 from keepnorm.kernels.vector import (
     WIDTH,
     centred_values,
@@ -117,6 +117,7 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
     b = fill(slope)
     c = fill(level)
     ahead = distance(x, n)
+    free = room(dx, past)
     i = 0
     end = before_lines(dx, yi, n, past)
     while i < n:
@@ -130,6 +131,8 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
             if ahead != 0:
                 ask(x, xi + ahead + j)
                 ask(dy, zi + ahead + j)
+            if free != 0:
+                claim(dx, yi + free + j)
             g, g2 = load_both(dy, zi, j)
             given, given2 = load_both(x, xi, j)
             one = fused(floats(g), f, fused(centred_values(given, m, e), b, c))
