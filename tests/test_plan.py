@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from keepnorm import plan as plan_module
 from keepnorm.plan import make_plan
 
 
@@ -131,6 +132,18 @@ def test_the_order_of_a_sum_does_not_depend_on_how_many_samples_lie_beside_it(na
     assert all(order == orders[0] for order in orders)
 
 
+@pytest.fixture
+def on_cores(monkeypatch):
+    """Make plans for so many cores."""
+
+    def choose(cores):
+        monkeypatch.setattr(plan_module, "CORES", cores)
+        make_plan.cache_clear()
+
+    yield choose
+    make_plan.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("shape", "keep", "chunk", "fused"),
     [
@@ -146,10 +159,28 @@ def test_the_order_of_a_sum_does_not_depend_on_how_many_samples_lie_beside_it(na
     ],
     ids=str,
 )
-def test_rows_of_lanes_are_cut_where_they_are_few(shape, keep, chunk, fused):
+def test_rows_of_lanes_are_cut_where_they_are_few(shape, keep, chunk, fused, on_cores):
+    on_cores(2)
     plan = make_plan(shape, keep, keep, (contiguous(shape),), 4)
     assert plan.lanes
     assert (plan.chunk, plan.fused) == (chunk, fused)
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "cores", "chunk"),
+    [
+        ((512, 1024), 4, 16, 128),  # eight for each of two blocks
+        ((512, 1024), 4, 1000, 64),
+        ((4096, 1024), 4, 16, 1024),  # sixteen blocks
+        ((600, 200), 8, 2, 112),  # one block
+    ],
+    ids=str,
+)
+def test_rows_of_lanes_are_cut_where_there_are_more_cores_than_blocks(shape, itemsize, cores, chunk, on_cores):
+    on_cores(cores)
+    plan = make_plan(shape, (1,), (1,), (contiguous(shape),), itemsize)
+    assert not plan.fused
+    assert plan.chunk == chunk
 
 
 def test_neighbours_with_one_role_merge():

@@ -1,4 +1,4 @@
-"""The caches and the memory of this machine, as far as the system tells: a matter of speed alone."""
+"""The caches, the cores and the memory of this machine, as far as the system tells: a matter of speed alone."""
 
 import os
 from collections.abc import Iterable
@@ -13,6 +13,17 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 # From here on the cache of a core's own is large. What is behind it is then shared by many cores and slow, so that data which
 # are wanted twice had better stay in the first; the core itself fetches well ahead from there.
 LARGE = 1 << 21
+
+
+def cores() -> int:
+    """How many cores this process may use.
+
+    Examples
+    --------
+    >>> cores() >= 1
+    True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def own_is_large() -> bool:

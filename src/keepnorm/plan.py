@@ -20,7 +20,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from keepnorm.caches import own_is_large
+from keepnorm.caches import cores, own_is_large
 
 RUN_BLOCK = 16384  # values in one block of a run: 64 KiB of float32, so that a second sweep meets the L2 cache
 LANE_BLOCK = 131072  # values in one block of rows; fewer, larger blocks, since every block costs a merge for each cell
@@ -33,6 +33,9 @@ GROUP_BYTES = 524288  # x of one group of cells, so that the affine step finds i
 # The most rows of which a group of cells takes only a part: parts of many rows are as many short streams in as many pages.
 # ((2048,1024), two threads: 0.8 ms row by row, 1.5 in groups of 64 lanes; (512,1024) 0.15 and 0.23; (256,2048) 0.21 and 0.17.)
 PARTED_ROWS = 256
+
+# Tasks that rows are shared out into, at least, and the least lanes in a task for that.
+CORES, FEW_LANES = cores(), 64
 
 # Values that begin a chunk of lanes at the beginning of a cache line, where rows do: two threads do not write to one line.
 LINE_VALUES = 16
@@ -263,7 +266,7 @@ def _family(
     rows = -(-steps // pieces)
     blocks = -(-positions // together) if pieces == 1 else positions * pieces
     outside = prod(a.size for a in kept)
-    chunk, fused = _chunk(outside, positions * inner.size, lane_kept.size, lane_reduced.size, fold, itemsize)
+    chunk, fused = _chunk(outside, positions * inner.size, blocks, lane_kept.size, lane_reduced.size, fold, itemsize)
     return Plan(
         lanes=lanes,
         base=base,
@@ -306,7 +309,9 @@ def _fold(inner: Axis, lane_kept: Axis, lane_reduced: Axis) -> int:
     return max(1, min(FOLDED // width, inner.size // 4))
 
 
-def _chunk(outside: int, rows: int, lane_kept: int, lane_reduced: int, fold: int, itemsize: int) -> tuple[int, bool]:
+def _chunk(
+    outside: int, rows: int, blocks: int, lane_kept: int, lane_reduced: int, fold: int, itemsize: int
+) -> tuple[int, bool]:
     """How many lane cells one task takes, and whether their data fit the cache together.
 
     The bits do not depend on it: every lane is summed alone.
@@ -323,6 +328,8 @@ def _chunk(outside: int, rows: int, lane_kept: int, lane_reduced: int, fold: int
     chunks = -(-lane_kept // most)
     if fused and outside == 1 and lane_kept * lane_reduced >= 128:
         chunks += chunks % 2  # two threads have equally much to do
+    elif not fused:
+        chunks = max(chunks, min(-(-CORES // (outside * blocks)), lane_kept * lane_reduced // FEW_LANES))
     chunk = -(-lane_kept // chunks)
     even = -(-chunk // LINE_VALUES) * LINE_VALUES
     return even if lane_reduced == 1 and even <= most else chunk, fused

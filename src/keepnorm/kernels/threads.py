@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from keepnorm.caches import cores
+
 # Fewer values than this take less time on one thread than a second thread takes to wake; a cell takes as long as CELL values.
 # (Layer norm of (1024,16): 18 us on two threads, 30 on one; of (64,256) 7.0 and 6.7.)
 SERIAL, CELL = 32768, 64
@@ -118,7 +120,7 @@ def most() -> int:
         said = 0
     if said > 0:
         return said
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def team() -> tuple[int, int]:
