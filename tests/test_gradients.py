@@ -54,7 +54,7 @@ def operands(rng, shape, keep, offset, dtype=np.float32):
     return x, dy, weight, bias
 
 
-@pytest.mark.parametrize("shape", [(8209, 65), (4001, 211), (1031, 512), (1033, 513), (200_003, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(8209, 65), (4001, 211), (1031, 512), (1033, 513), (200_003, 3), (600, 1100)], ids=str)
 def test_rows_that_are_summed_tile_by_tile(rng, shape):
     """Rows side by side in memory, in arrays of more than traffic.AHEAD bytes."""
     x, dy, weight, bias = operands(rng, shape, -1, 100.0)
