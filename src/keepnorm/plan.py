@@ -20,7 +20,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from keepnorm.caches import cores, own_is_large
+from keepnorm.machine import cores, own_is_large
 
 RUN_BLOCK = 16384  # values in one block of a run: 64 KiB of float32, so that a second sweep meets the L2 cache
 LANE_BLOCK = 131072  # values in one block of rows; fewer, larger blocks, since every block costs a merge for each cell
@@ -37,7 +37,7 @@ PARTED_ROWS = 256
 # Tasks that rows are shared out into, at least, and the least lanes in a task for that.
 CORES, FEW_LANES = cores(), 64
 
-# Values that begin a chunk of lanes at the beginning of a cache line, where rows do: two threads do not write to one line.
+# Values of a chunk come in multiples of a line of float32: where rows begin with one, two threads do not write to the same.
 LINE_VALUES = 16
 PIECE_BYTES = 65536  # x of neighbouring cells side by side: shorter pieces of memory are read at half the speed
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.caches import own_is_large
+from keepnorm.machine import own_is_large
 from keepnorm.moments import Moments
 from keepnorm.plan import UNIT as UNIT_AXIS
 from keepnorm.plan import Plan, make_plan

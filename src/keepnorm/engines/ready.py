@@ -35,6 +35,11 @@ def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., 
     serial = forward(steps, 1)
     for_threads: dict[int, tuple[tuple[Stage, ...], tuple[int, ...] | None]] = {}
 
+    def planned(threads: int) -> tuple[tuple[Stage, ...], tuple[int, ...] | None]:
+        stages = forward(steps, threads)
+        for_threads[threads] = stages, part_shape(steps, stages)
+        return for_threads[threads]
+
     def ready(x: Array, w: Any, b: Any, eps: Any, center: Any, out: Array | None) -> Array | None:
         if type(eps) is not float or not 0.0 <= eps < inf or not (center is True or center is False):
             return None
@@ -48,10 +53,7 @@ def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., 
         if not alone and (threads := available()) > 1:
             if not parallel:
                 return None
-            if threads not in for_threads:
-                stages = forward(steps, threads)
-                for_threads[threads] = stages, part_shape(steps, stages)
-            stages, parts = for_threads[threads]
+            stages, parts = for_threads.get(threads) or planned(threads)
             if parts is not None:
                 part = empty(parts)
         if out is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keepnorm.caches import memory_bytes
+from keepnorm.machine import memory_bytes
 
 Array = np.ndarray[Any, Any]
 

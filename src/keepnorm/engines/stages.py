@@ -1,4 +1,4 @@
-"""Which stages of its kernels a call takes, and how many threads for each: numbers that depend on the plan alone.
+"""Which stages of its kernels a call takes, and how many threads for each: numbers, from the plan and the threads alone.
 
 The bits do not depend on them: each block is summed by one thread, whichever way, and blocks are merged in one order.
 """

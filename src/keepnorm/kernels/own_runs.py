@@ -93,7 +93,7 @@ def _by_sixteen(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
     stop = i + whole_steps(y, n - i, COUNT, False)
     free = room(y, False)
     for j in range(i, stop, COUNT):
-        claim(y, yi + free + j)  # with 0 the line itself, which takes less time than to ask
+        claim(y, yi + free + j)  # with 0 the line itself, without a branch in the loop
         sixteens.write(y, yi, j, _sixteen(x, xi, j, f, r, s, weight, bias, a), False)
     if stop < n:
         sixteens.write(y, yi, n - COUNT, end, False)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from keepnorm.caches import cores
+from keepnorm.machine import cores
 
 # Fewer values than this take less time on one thread than a second thread takes to wake; a cell takes as long as CELL values.
 # (Layer norm of (1024,16): 18 us on two threads, 30 on one; of (64,256) 7.0 and 6.7.)

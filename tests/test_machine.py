@@ -1,4 +1,4 @@
-"""What a machine's caches decide: the speed, and never a bit of an answer."""
+"""What a machine is decides the speed, and never a bit of an answer."""
 
 import os
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm import caches, plan, validate
+from keepnorm import machine, plan, validate
 from keepnorm.engines import host, memory
+from keepnorm.kernels.threads import SERIAL, is_serial
 
 
 @pytest.mark.parametrize(("files", "expected"), [
@@ -22,22 +23,22 @@ def test_the_size_of_a_cache_is_read_where_the_system_says_it(files, expected, t
         (tmp_path / name).mkdir()
         (tmp_path / name / "level").write_text(level + "\n")
         (tmp_path / name / "size").write_text(size + "\n")
-    assert caches.own_bytes(tmp_path) == expected
+    assert machine.own_bytes(tmp_path) == expected
 
 
 def test_a_cache_without_a_size_is_none(tmp_path):
     (tmp_path / "index0").mkdir()
     (tmp_path / "index0" / "level").write_text("2")
-    assert caches.own_bytes(tmp_path) == 0
+    assert machine.own_bytes(tmp_path) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the system does not say how much memory it has")
 def test_a_control_group_has_less_memory_than_the_machine(tmp_path):
-    whole = caches.memory_bytes([])
+    whole = machine.memory_bytes([])
     limit = tmp_path / "memory.max"
     for text, expected in (("536870912\n", 1 << 29), ("max\n", whole), ("9223372036854771712\n", whole)):
         limit.write_text(text)
-        assert caches.memory_bytes([limit, tmp_path / "not there"]) == expected
+        assert machine.memory_bytes([limit, tmp_path / "not there"]) == expected
 
 
 @pytest.mark.parametrize(("shape", "keep"), [((64, 40, 14, 14), 1), ((16, 24, 30, 30), 1), ((50, 300), 0)], ids=str)
@@ -56,3 +57,10 @@ def test_no_bit_depends_on_how_many_cells_go_together(shape, keep, monkeypatch):
         return [a.tobytes() for a in (y, *vjp(dy), seen.shift, seen.delta, seen.m2)]
 
     assert answers(1 << 12) == answers(1 << 18) == answers(1 << 30)
+
+
+def test_a_cell_takes_as_long_as_some_values():
+    """Fewer values than a second thread pays for may be many cells."""
+    assert is_serial(SERIAL // 2, 16)
+    assert not is_serial(SERIAL // 2, SERIAL // 16)
+    assert not is_serial(SERIAL, 1)

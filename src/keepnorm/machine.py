@@ -1,4 +1,4 @@
-"""The caches, the cores and the memory of this machine, as far as the system tells: a matter of speed alone."""
+"""The machine: its caches, cores and memory, as far as the system tells. A matter of speed alone."""
 
 import os
 from collections.abc import Iterable
