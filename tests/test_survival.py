@@ -106,7 +106,7 @@ print(answers.pop())
 """
 WITHOUT_OPENMP = """
 from keepnorm.kernels import threads
-threads._openmp = lambda: (0, 0, False)
+threads._openmp = lambda: (0, 0, 0, False)
 assert threads.layer() == "Python threads"
 """
 LAYERS = {"the system's": "", "Python threads": WITHOUT_OPENMP}
@@ -149,6 +149,29 @@ if child: raise SystemExit(os.waitpid(child, 0)[1] != 0)
     bits, count, layer = run_python(code, env={"NUMBA_NUM_THREADS": "3"}, timeout=120).split(None, 2)
     assert (bits, int(count)) == (reference, 1 if started else 3)
     assert ("forked" in layer) == started
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_team_with_fewer_threads_than_asked_for(run_python, reference, limit):
+    """What nobody has the number of is run by the others."""
+    env = {"NUMBA_NUM_THREADS": "5", "OMP_THREAD_LIMIT": str(limit)}
+    assert run_python(PRELUDE + "print(bits())", env=env).strip() == reference
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU OpenMP is used on Linux alone")
+def test_calls_from_the_threads_of_a_team(run_python, reference):
+    """The number that a caller has in somebody's team is not one among ours."""
+    code = """
+import ctypes
+seen = []
+def work(_):
+    seen.append(bits())
+    with kn.threads(2): seen.append(bits())
+openmp = ctypes.CDLL("libgomp.so.1")
+openmp.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work), None, 3, 0)
+print(len(seen), *set(seen))
+"""
+    assert run_python(PRELUDE + code, env={"NUMBA_NUM_THREADS": "3"}).split() == ["6", reference]
 
 
 @pytest.mark.parametrize("said", ["", "0", "-1", "many"])

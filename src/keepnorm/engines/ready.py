@@ -31,7 +31,7 @@ def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., 
     shapes = axes.affine_shape, axes.source_affine_shape
     integers, kept, outer, states = steps.integers, steps.kept, steps.outer, (STATE_ROWS, steps.cells)
     is_small, alone = size * dtype.itemsize < LARGE, is_serial(size, steps.cells)
-    parallel, number = (0, 0) if alone else team()
+    parallel, number, team_size = (0, 0, 0) if alone else team()
     serial = forward(steps, 1)
     for_threads: dict[int, tuple[tuple[Stage, ...], tuple[int, ...] | None]] = {}
 
@@ -62,7 +62,7 @@ def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., 
         try:
             for stage, tasks, n in stages:
                 entry(
-                    parallel if n > 1 else 0, number, n, 0, tasks, stage,
+                    parallel if n > 1 else 0, number, team_size, n, 0, tasks, stage,
                     x, out, integers, kept, outer, part, state, w, b, eps, center,
                 )  # fmt: skip
         except TypeError:  # an array is not in C order, or not aligned

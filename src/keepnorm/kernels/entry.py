@@ -1,12 +1,14 @@
 """The Python function around a kernel, in LLVM's language: it reads NumPy arrays where they lie and starts the threads.
 
-``entry(parallel, number, threads, first, last, stage, *arguments)`` runs the tasks [first, last) of a stage. `parallel` and
-`number` are the addresses of OpenMP's GOMP_parallel and omp_get_thread_num, or 0 for this thread alone. Where the kernel
-takes a flat array, the entry takes one of any rank whose values lie side by side in order.
+``entry(parallel, number, size, threads, first, last, stage, *arguments)`` runs the tasks [first, last) of a stage. `parallel`,
+`number` and `size` are the addresses of OpenMP's GOMP_parallel, omp_get_thread_num and omp_get_num_threads, or `parallel` is 0
+for this thread alone. Where the kernel takes a flat array, the entry takes one of any rank whose values lie side by side in
+order.
 
 The tasks are cut into one contiguous range for each thread. A thread runs the range of its own number, in every stage and
-every call, so that it finds in its core's cache what it left there, which counts where the way to another core's is long.
-Then it runs those that nobody has begun, since OpenMP may start fewer threads than it was asked for, or one may be late.
+every call, so that it finds in its core's cache what it left there: nobody runs the range of one that is late, as the first to
+wake would after each pause, and the next call would have to bring all of it from the other core. OpenMP may start fewer
+threads than it was asked for; then each runs every so many ranges.
 
 A call takes 0.3 microseconds beside its tasks, Numba's own wrapper 1.2, and a parallel loop of Numba's 0.7 s more to compile.
 """
@@ -30,8 +32,8 @@ _HEAD = object.__basicsize__
 _PLAIN = 0x101  # C-contiguous and aligned
 
 # Words of a job before its arguments.
-_BEGUN, _NUMBER, _THREADS, _FIRST, _LAST, _FAILED, _STAGE, _ARGUMENTS = range(8)
-_FIXED = 6  # arguments of the entry before those of the kernel
+_NUMBER, _TEAM, _THREADS, _FIRST, _LAST, _FAILED, _STAGE, _ARGUMENTS = range(8)
+_FIXED = 7  # arguments of the entry before those of the kernel
 
 
 def build(context: Any, module: Any, kernel: Any, kinds: tuple[Any, ...], symbol: str) -> Any:
@@ -87,7 +89,7 @@ def _size(builder: Any, array: Any) -> Any:
 
 
 def _body(context: Any, module: Any, kernel: Any, kinds: tuple[Any, ...], symbol: str) -> Any:
-    """``void body(job)``: run the range of this thread, then every other one that has not been begun."""
+    """``void body(job)``: run the range of this thread, and those behind it that no thread of the team has the number of."""
     body = _function(module, f"{symbol}_ranges", _VOID, _POINTER)
     body.linkage = "internal"
     body.attributes.add("noinline")
@@ -97,43 +99,39 @@ def _body(context: Any, module: Any, kernel: Any, kinds: tuple[Any, ...], symbol
     def place(number: int) -> Any:
         return builder.gep(words, [ir.Constant(_WORD, number)])
 
-    begun, number, threads, first, last, stage = (
-        builder.load(place(n)) for n in (_BEGUN, _NUMBER, _THREADS, _FIRST, _LAST, _STAGE)
+    number, team, threads, first, last, stage = (
+        builder.load(place(n)) for n in (_NUMBER, _TEAM, _THREADS, _FIRST, _LAST, _STAGE)
     )
-    begun = builder.inttoptr(begun, _POINTER)
     values, at = [], _ARGUMENTS
     for kind in kinds:
         given = [builder.load(place(at + n)) for n in range(_words(kind))]
         values.append(_value(context, builder, kind, given))
         at += len(given)
     one, count = ir.Constant(_WORD, 1), builder.sub(last, first)
-    mine = cgutils.alloca_once_value(builder, ir.Constant(_WORD, 0))
+    mine, every = (cgutils.alloca_once_value(builder, ir.Constant(_WORD, n)) for n in (0, 1))
     with builder.if_then(builder.icmp_signed("!=", number, ir.Constant(_WORD, 0))):
-        ask = builder.inttoptr(number, ir.FunctionType(_INT, ()).as_pointer())
-        builder.store(builder.zext(builder.call(ask, []), _WORD), mine)
+        for function, answer in ((number, mine), (team, every)):
+            ask = builder.inttoptr(function, ir.FunctionType(_INT, ()).as_pointer())
+            builder.store(builder.zext(builder.call(ask, []), _WORD), answer)
     again, run, end = (body.append_basic_block(name) for name in ("again", "run", "end"))
-    before = builder.block
+    before, start = builder.block, builder.load(mine)
     builder.branch(again)
     builder.position_at_end(again)
-    step = builder.phi(_WORD)
-    step.add_incoming(ir.Constant(_WORD, 0), before)
-    builder.cbranch(builder.icmp_signed("<", step, threads), run, end)
+    turn = builder.phi(_WORD)
+    turn.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed("<", turn, threads), run, end)
     builder.position_at_end(run)
-    following = builder.add(step, one)
-    turn = builder.srem(builder.add(builder.load(mine), step), threads)
-    taken = builder.atomic_rmw("xchg", builder.gep(begun, [turn]), ir.Constant(_BYTE, 1), "monotonic")
-    free = builder.icmp_signed("==", taken, ir.Constant(_BYTE, 0))
     bounds = [builder.add(first, builder.sdiv(builder.mul(t, count), threads)) for t in (turn, builder.add(turn, one))]
     integers = (types.int64,) * 3
     function = context.declare_function(module, kernel)
-    with builder.if_then(free):
-        status, result = context.call_conv.call_function(
-            builder, function, types.int64, (*integers, *kinds), (stage, *bounds, *values)
-        )
-        failed = builder.or_(builder.zext(status.is_error, _WORD), result)
-        with builder.if_then(builder.icmp_signed("!=", failed, ir.Constant(_WORD, 0)), likely=False):
-            builder.store(ir.Constant(_WORD, 1), place(_FAILED))
-    step.add_incoming(following, builder.block)
+    status, result = context.call_conv.call_function(
+        builder, function, types.int64, (*integers, *kinds), (stage, *bounds, *values)
+    )
+    failed = builder.or_(builder.zext(status.is_error, _WORD), result)
+    with builder.if_then(builder.icmp_signed("!=", failed, ir.Constant(_WORD, 0)), likely=False):
+        builder.store(ir.Constant(_WORD, 1), place(_FAILED))
+    following = builder.add(turn, builder.load(every))
+    turn.add_incoming(following, builder.block)
     builder.branch(again)
     builder.position_at_end(end)
     builder.ret_void()
@@ -179,14 +177,16 @@ def _entry(context: Any, module: Any, body: Any, job_type: Any, kinds: tuple[Any
     expected = ir.Constant(_WORD, _FIXED + len(kinds))
     fail_if(builder.icmp_signed("!=", entry.args[2], expected), "PyErr_BadInternalCall", _VOID)
     given = [builder.load(builder.gep(entry.args[1], [ir.Constant(_WORD, n)])) for n in range(_FIXED + len(kinds))]
-    parallel, number, threads, first, last, stage = (builder.call(to_integer, [g]) for g in given[:_FIXED])
+    parallel, number, team, threads, first, last, stage = (builder.call(to_integer, [g]) for g in given[:_FIXED])
     arguments = list(zip(kinds, given[_FIXED:], strict=True))
     fit: Any = ir.Constant(ir.IntType(1), 1)
     for kind, value in arguments:
         if isinstance(kind, types.Array):
             fit = builder.and_(fit, _fits(builder, value, kind.ndim))
     fail_if(builder.not_(fit), "PyErr_BadArgument", _INT)
-    words = [ir.Constant(_WORD, 0), number, threads, first, last, ir.Constant(_WORD, 0), stage]
+    nobody = ir.Constant(_WORD, 0)  # who is alone asks nobody: the caller may be a thread of another team
+    number = builder.select(builder.icmp_signed("==", parallel, nobody), nobody, number)
+    words = [number, team, threads, first, last, ir.Constant(_WORD, 0), stage]
     for kind, value in arguments:
         if isinstance(kind, types.Array):
             words.append(_at(builder, value, _HEAD + _DATA, _WORD))
@@ -202,10 +202,6 @@ def _entry(context: Any, module: Any, body: Any, job_type: Any, kinds: tuple[Any
         else:
             words.append(builder.call(to_integer, [value]))
     fail_if(builder.icmp_unsigned("!=", builder.call(occurred, []), null), "", None)
-    begun = builder.alloca(_BYTE, threads)
-    with cgutils.for_range(builder, threads, intp=_WORD) as loop:
-        builder.store(ir.Constant(_BYTE, 0), builder.gep(begun, [loop.index]))
-    words[_BEGUN] = builder.ptrtoint(begun, _WORD)
     job = builder.alloca(job_type)
     for n, word in enumerate(words):
         builder.store(word, builder.gep(job, [ir.Constant(_WORD, 0), ir.Constant(_WORD, n)]))

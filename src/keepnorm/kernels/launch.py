@@ -50,13 +50,13 @@ def entry_for(family: str, dtypes: Any, arguments: tuple[Any, ...]) -> Callable[
 def start(entry: Callable[..., None], threads: int, count: int, stage: int, arguments: tuple[Any, ...]) -> None:
     """Run machine code: as `run`."""
     if threads == 1:
-        entry(0, 0, 1, 0, count, stage, *arguments)
+        entry(0, 0, 0, 1, 0, count, stage, *arguments)
         return
-    parallel, number = team()
+    parallel, number, size = team()
     if parallel:
-        entry(parallel, number, threads, 0, count, stage, *arguments)
+        entry(parallel, number, size, threads, 0, count, stage, *arguments)
     else:
-        run_apart(threads, lambda t: entry(0, 0, 1, t * count // threads, (t + 1) * count // threads, stage, *arguments))
+        run_apart(threads, lambda t: entry(0, 0, 0, 1, t * count // threads, (t + 1) * count // threads, stage, *arguments))
 
 
 def _entry(family: str, layout: Layout) -> Callable[..., None]:

@@ -123,11 +123,11 @@ def most() -> int:
     return cores()
 
 
-def team() -> tuple[int, int]:
-    """The addresses of OpenMP's function that runs another one on several threads, and of that which tells a thread its
-    number; 0 where there is no OpenMP.
+def team() -> tuple[int, int, int]:
+    """The addresses of OpenMP's function that runs another one on several threads, and of those which tell each of them its
+    number and how many they are; 0 where there is no OpenMP.
     """
-    return _openmp()[:2]
+    return _openmp()[:3]
 
 
 def run_apart(count: int, work: Callable[[int], None]) -> None:
@@ -144,24 +144,24 @@ def run_apart(count: int, work: Callable[[int], None]) -> None:
 
 
 @cache
-def _openmp() -> tuple[int, int, bool]:
-    """The addresses of GOMP_parallel and omp_get_thread_num, and whether somebody had loaded them before."""
+def _openmp() -> tuple[int, int, int, bool]:
+    """The addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads, and whether they had been loaded before."""
     if not sys.platform.startswith("linux"):
-        return 0, 0, False
+        return 0, 0, 0, False
     loaded = _is_loaded("libgomp")
     try:
         library = ctypes.CDLL("libgomp.so.1")
-        functions = library.GOMP_parallel, library.omp_get_thread_num
-        parallel, number = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
-        return parallel, number, loaded
+        functions = library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_num_threads
+        parallel, number, size = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+        return parallel, number, size, loaded
     except (OSError, AttributeError):
-        return 0, 0, loaded
+        return 0, 0, 0, loaded
 
 
 @cache
 def _safe() -> bool:
     """Whether OpenMP's threads can be alive: not if somebody may have started them before this process was forked."""
-    address, _, loaded_before = _openmp()
+    address, _, _, loaded_before = _openmp()
     return not (address and loaded_before and _is_fork())
 
 
