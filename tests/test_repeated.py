@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -129,6 +130,15 @@ def served(monkeypatch):
 
     monkeypatch.setattr(host, "prepare", counted)
     return calls
+
+
+def test_calls_at_once_do_not_share_what_is_kept():
+    """The same shape, other values, in several threads: each finds its own moments."""
+    arrays = [np.random.default_rng(n).normal(n, 1 + n, (3, 200_000)).astype(np.float32) for n in range(4)]
+    expected = [kn.normalize(x, 0).tobytes() for x in arrays]
+    with ThreadPoolExecutor(len(arrays)) as pool:
+        for found in zip(*pool.map(lambda x: [kn.normalize(x, 0).tobytes() for _ in range(20)], arrays), strict=True):
+            assert list(found) == expected
 
 
 def test_a_call_with_an_output_is_kept_too(served):

@@ -92,9 +92,13 @@ def _by_sixteen(x, xi, y, yi, n, mean, scale, weight, bias, a, past):
         i += COUNT
     stop = i + whole_steps(y, n - i, COUNT, False)
     free = room(y, False)
-    for j in range(i, stop, COUNT):
-        claim(y, yi + free + j)  # with 0 the line itself, without a branch in the loop
-        sixteens.write(y, yi, j, _sixteen(x, xi, j, f, r, s, weight, bias, a), False)
+    if free == 0:
+        for j in range(i, stop, COUNT):
+            sixteens.write(y, yi, j, _sixteen(x, xi, j, f, r, s, weight, bias, a), False)
+    else:
+        for j in range(i, stop, COUNT):
+            claim(y, yi + free + j)
+            sixteens.write(y, yi, j, _sixteen(x, xi, j, f, r, s, weight, bias, a), False)
     if stop < n:
         sixteens.write(y, yi, n - COUNT, end, False)
 
