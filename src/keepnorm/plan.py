@@ -46,9 +46,10 @@ PIECE_BYTES = 65536  # x of neighbouring cells side by side: shorter pieces of m
 NEIGHBOUR_BYTES = 262144 if own_is_large() else 4194304
 
 # The same where cells are single runs: they stay in the L1 cache for the affine step. Of an x that the next cache holds from
-# before, more of them hide each other's divisions. ((64,768), one thread: 11.7 us against 13.7; (4096,768) 1020 against 960.)
+# before, more of them hide each other's divisions, and two at least. ((64,768), one thread, once 11.7 us against 13.7; two
+# threads, 21 rows 8.9 us, 8 rows 8.5; (16,4096) 12.1 by single rows and 11.4 by two; (4096,768) 1020 together, 960 alone.)
 SINGLE_BYTES = 8192
-CACHED, SINGLE_BYTES_OF_CACHED = 1 << 20, 65536
+CACHED, SINGLE_BYTES_OF_CACHED = 1 << 20, 24576
 
 NEIGHBOURS = 256  # neighbouring cells that go together, at most
 OPERANDS = 4  # x, y, dy, mask
@@ -341,7 +342,7 @@ def _neighbours(kept: list[Axis], outer: list[Axis], run_bytes: int) -> int:
         return 1
     if not outer:
         is_cached = run_bytes * prod(a.size for a in kept) <= CACHED
-        fitting = (SINGLE_BYTES_OF_CACHED if is_cached else SINGLE_BYTES) // run_bytes
+        fitting = max(2, SINGLE_BYTES_OF_CACHED // run_bytes) if is_cached else SINGLE_BYTES // run_bytes
     elif kept[-1].x <= outer[-1].x:
         fitting = min(PIECE_BYTES // run_bytes, NEIGHBOUR_BYTES // (run_bytes * prod(a.size for a in outer)))
     else:

@@ -156,6 +156,23 @@ def block(x, plan, outer, start, step, b, count, part, sums, cells, buffer):
 
 
 @exact
+def whole_runs(x, start, step, n, count, state, home):
+    """The states of `count` cells of one run each, whose runs of n values begin `step` apart; from `home` on.
+
+    As `block` for a single position, in one go: beside a short run that takes half the time.
+    """
+    for k in range(home, home + count):
+        shift = first_shift(x, start, 1, n)
+        for _ in range(2):
+            s, q = run_sums(x, start, n, shift)
+            set_state(state, k, np.float64(n), shift, s, q)
+            if not is_outlier(x, q, state[M2, k]):
+                break
+            shift = next_shift(state, k)
+        start += step
+
+
+@exact
 def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, narrow, past):
     """The affine step on a piece of a run of cell k, all of which has the weight and the bias of affine index `a`."""
     mean = state[MEAN, k]
@@ -183,7 +200,7 @@ def kernel(learn, scale):
         affine_start = offset(kept, cell, AFFINE) + i0 * affine_step
         last = kept.shape[0] - 1
         n = i1 - i0
-        piece = n if line.size == 0 and x_step == 1 else LINE
+        dense = line.size == 0 and x_step == 1
         past = line.size == 0 and streams(y, plan[INNER])
         for p in range(p0, p1):
             x0 = x_start + offset(outer, p, X)
@@ -192,15 +209,15 @@ def kernel(learn, scale):
             for k in range(home, home + cells):
                 if behind:
                     ask_ahead(x, x0 + cells * n, 0, 1, n)
-                i = 0
-                while i < n:
-                    m = least(piece, n - i)
+                if dense:
+                    scale(x, x0, y, y0, n, plan, outer, state, k, weight, bias, a, known, past)
+                for i in range(0, 0 if dense else n, LINE):
+                    m = least(LINE, n - i)
                     source, xi = gathered(x, x0 + i * x_step, x_step, m, buffer)
                     target, yi = (y, y0 + i) if line.size == 0 else (line, 0)
                     first = a + i * affine_step
                     scale(source, xi, target, yi, m, plan, outer, state, k, weight, bias, first, known, past)
                     put(line, y, y0 + i * y_step, y_step, m)
-                    i += m
                 x0 += kept[last, X]
                 y0 += kept[last, Y]
                 a += kept[last, AFFINE]
@@ -220,11 +237,13 @@ def kernel(learn, scale):
         neighbours = kept[last, SIZE]
         step = kept[last, X]
         together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
+        whole = (stage == 3 or stage == 4) and blocks == 1 and plan[POSITIONS] == 1 and plan[INNER_X] == 1
         behind = stage == 4 and plan[BEHIND] != 0
         buffer = allocate((0 if plan[INNER_X] == 1 else most(LINE, plan[ROWS]),), x.dtype)
-        group_sums = allocate((3, together), np.float64)
-        group_cells = allocate((together,), np.int64)
-        own = allocate((blocks if stage >= 3 else 1, 4, together), np.float64)
+        group = 0 if whole else together
+        group_sums = allocate((3, group), np.float64)
+        group_cells = allocate((group,), np.int64)
+        own = allocate((blocks if stage >= 3 else 1, 4, group), np.float64)
         line = allocate((0 if plan[INNER_Y] == 1 else LINE,), y.dtype)
         known = learn(x, y, plan, outer, weight, bias)
         ready = have((buffer, group_sums, group_cells, own, line))
@@ -235,8 +254,10 @@ def kernel(learn, scale):
             cell = run - position * outside
             cells = least(together, least(t1 - t, neighbours - cell % neighbours))
             home = offset(kept, cell, CELL)
-            if stage == 0 or stage == 3 or stage == 4:
-                start = plan[BASE_X] + offset(kept, cell, X)
+            start = plan[BASE_X] + offset(kept, cell, X)
+            if whole:
+                whole_runs(x, start, step, plan[INNER], cells, state, home)
+            elif stage == 0 or stage == 3 or stage == 4:
                 b0 = position * pieces + t - run * pieces
                 for b in range(b0, b0 + 1 if stage == 0 else blocks):
                     block(x, plan, outer, start, step, b, cells, own[b - b0], group_sums, group_cells, buffer)
@@ -244,7 +265,7 @@ def kernel(learn, scale):
                     for k in range(cells):
                         for row in range(4):
                             part[(cell + k) * blocks + b0, row, 0] = own[0, row, k]
-            if stage == 1 or stage == 3 or stage == 4:
+            if stage == 1 or ((stage == 3 or stage == 4) and not whole):
                 states = part if stage == 1 else own
                 merged = t * blocks if stage == 1 else 0
                 merge_blocks(states, merged, blocks, cells)
