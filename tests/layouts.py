@@ -37,6 +37,7 @@ LAYOUTS = {
     "Fortran": np.asfortranarray,
     "transposed": lambda x: _stored_as(x, [*range(1, x.ndim), 0]),
     "swapped": lambda x: _stored_as(x, [*range(x.ndim - 2), *range(x.ndim)[: -3 if x.ndim > 1 else None : -1]]),
+    "first two swapped": lambda x: _stored_as(x, [1, 0, *range(2, x.ndim)]) if x.ndim > 1 else x.copy(),
     "channels last": lambda x: _stored_as(x, [0, *range(2, x.ndim), 1]) if x.ndim > 1 else x.copy(),
     "negative": lambda x: np.ascontiguousarray(x[::-1])[::-1],
     "all negative": lambda x: np.ascontiguousarray(np.flip(x))[tuple(slice(None, None, -1) for _ in x.shape)],
