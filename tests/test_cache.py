@@ -162,7 +162,7 @@ class TestEntry:
 
         def call(change=lambda arguments: arguments):
             arguments = change(list(good))
-            entry(0, 0, 1, 0, steps.groups, 4, *arguments)
+            entry(0, 0, 0, 1, 0, steps.groups, 4, *arguments)
             return arguments[1].reshape(-1)
 
         call.steps = steps
@@ -217,9 +217,11 @@ class TestEntry:
             call(greedy)
 
 
-@pytest.mark.parametrize(("numbers", "threads"), [([0], 3), ([2], 3), ([1, 0], 2), ([0, 1, 2], 3), ([4, 1], 5), ([7], 3)])
+@pytest.mark.parametrize(
+    ("numbers", "threads"), [([0], 3), ([1, 0], 2), ([0, 1, 2], 3), ([2, 0, 1], 3), ([1, 0], 5), ([2, 1, 0], 2)]
+)
 def test_every_range_is_run(numbers, threads):
-    """Whatever number the threads have, in whatever order they come, and if fewer come than were asked for."""
+    """In whatever order the threads come, and if other than as many come as were asked for."""
     x = np.arange(6 * 200, dtype=np.float32).reshape(6, 200)
     y = np.full(x.size, np.nan, np.float32)
     steps = walk(plain(resolve(x.shape, 0)), (x, x))
@@ -229,6 +231,7 @@ def test_every_range_is_run(numbers, threads):
     arguments = x.reshape(-1), y, *tables, np.empty((1, 4, 1)), state, *parameters, 1e-5, True
     coming, started = iter(numbers), []
     number = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: next(coming))
+    size = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: len(numbers))
     body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -238,7 +241,7 @@ def test_every_range_is_run(numbers, threads):
         for _ in numbers:
             body(function)(job)
 
-    addresses = (ctypes.cast(f, ctypes.c_void_p).value for f in (parallel, number))
+    addresses = (ctypes.cast(f, ctypes.c_void_p).value for f in (parallel, number, size))
     launch._entry(steps.family, layout_of(steps.family, arguments))(*addresses, threads, 0, 6, 4, *arguments)
     np.testing.assert_array_equal(y.reshape(x.shape), kn.normalize(x, 0))
     assert started == [threads]

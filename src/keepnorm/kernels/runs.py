@@ -71,12 +71,11 @@ SHIFT, SUM, SQUARES = range(3)
 
 
 @exact
-def run_sums(x, start, n, shift):
-    """Sum x - K and (x - K)^2 over a run."""
+def run_sums(x, start, n, shift, ahead):
+    """Sum x - K and (x - K)^2 over a run, and ask for x so many values `ahead`, if any."""
     k = fill(shift)
     plain = shift == 0.0
     s = s2 = q = q2 = fill(0.0)
-    ahead = distance_of_sums(x, n)
     i = 0
     while i + 2 * WIDTH <= n:
         if ahead != 0:
@@ -98,78 +97,49 @@ def run_sums(x, start, n, shift):
 
 
 @exact
-def add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer, sweep):
-    """Add the runs of block b to the sums of `count` of the cells that begin `step` apart; `cells` tells which.
+def sweep(x, plan, outer, start, step, b, count, part, at, sums, cells, buffer, again):
+    """Sum block b of `count` of the cells that begin `step` apart, and write each state when its last run is read.
 
-    The first sweep chooses their shifts, each where its first run is read: a pass of its own over the beginnings of runs
-    misleads the prefetcher.
+    The first time these are all cells, and the shift of each is chosen where its first run is read: a pass of its own over the
+    beginnings of runs misleads the prefetcher. What is given back is how many of them had a K too far away. `cells` then tells
+    which, the mean of each is its next K, and they are to be summed `again`.
     """
     p0, p1, i0, i1 = block_bounds(plan, b)
     n = i1 - i0
-    shift = sums[SHIFT]
-    s = sums[SUM]
-    q = sums[SQUARES]
+    values = np.float64((p1 - p0) * n)
     first_value = start + i0 * plan[INNER_X]
+    ahead = distance_of_sums(x, n) if plan[INNER_X] == 1 else 0
+    outliers = 0
     for p in range(p0, p1):
         x0 = first_value + offset(outer, p, X)
         for j in range(count):
-            k = cells[j]
-            if sweep == 0 and p == p0:
-                shift[k] = first_shift(x, x0 + k * step, plan[INNER_X], n)
+            k = cells[j] if again else j
             source, here = gathered(x, x0 + k * step, plan[INNER_X], n, buffer)
-            ds, dq = run_sums(source, here, n, shift[k])
-            s[k] += ds
-            q[k] += dq
-
-
-@exact
-def pick_outliers(x, part, sums, cells, count):
-    """Count the cells whose K was too far away, name them in `cells`, and let their mean be the next K."""
-    outliers = 0
-    for j in range(count):
-        k = cells[j]
-        if is_outlier(x, sums[SQUARES, k], part[M2, k]):
-            cells[outliers] = k
-            sums[SHIFT, k] = next_shift(part, k)
-            outliers += 1
+            shift = sums[SHIFT, k] if again or p > p0 else first_shift(source, here, 1, n)
+            s, q = run_sums(source, here, n, shift, ahead)
+            if p > p0:
+                s += sums[SUM, k]
+                q += sums[SQUARES, k]
+            if p < p1 - 1:
+                sums[SHIFT, k] = shift
+                sums[SUM, k] = s
+                sums[SQUARES, k] = q
+                continue
+            set_state(part, at + k, values, shift, s, q)
+            if is_outlier(x, q, part[M2, at + k]):
+                sums[SHIFT, k] = next_shift(part, at + k)
+                cells[outliers] = k
+                outliers += 1
     return outliers
 
 
 @exact
-def block(x, plan, outer, start, step, b, count, part, sums, cells, buffer):
-    """The states of block b of `count` cells that begin `step` apart, the first at offset `start`."""
-    p0, p1, i0, i1 = block_bounds(plan, b)
-    n = np.float64((p1 - p0) * (i1 - i0))
-    for k in range(count):
-        cells[k] = k
-    for sweep in range(2):
-        for j in range(count):
-            sums[SUM, cells[j]] = 0.0
-            sums[SQUARES, cells[j]] = 0.0
-        add_runs(x, plan, outer, start, step, b, cells, count, sums, buffer, sweep)
-        for j in range(count):
-            k = cells[j]
-            set_state(part, k, n, sums[SHIFT, k], sums[SUM, k], sums[SQUARES, k])
-        count = pick_outliers(x, part, sums, cells, count)
+def block(x, plan, outer, start, step, b, count, part, at, sums, cells, buffer):
+    """Write the states of block b of `count` cells to `part`, from `at` on; the cells begin `step` apart, from `start` on."""
+    for again in range(2):
+        count = sweep(x, plan, outer, start, step, b, count, part, at, sums, cells, buffer, again == 1)
         if count == 0:
             break
-
-
-@exact
-def whole_runs(x, start, step, n, count, state, home):
-    """The states of `count` cells of one run each, whose runs of n values begin `step` apart; from `home` on.
-
-    As `block` for a single position, in one go: beside a short run that takes half the time.
-    """
-    for k in range(home, home + count):
-        shift = first_shift(x, start, 1, n)
-        for _ in range(2):
-            s, q = run_sums(x, start, n, shift)
-            set_state(state, k, np.float64(n), shift, s, q)
-            if not is_outlier(x, q, state[M2, k]):
-                break
-            shift = next_shift(state, k)
-        start += step
 
 
 @exact
@@ -237,13 +207,12 @@ def kernel(learn, scale):
         neighbours = kept[last, SIZE]
         step = kept[last, X]
         together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
-        whole = (stage == 3 or stage == 4) and blocks == 1 and plan[POSITIONS] == 1 and plan[INNER_X] == 1
+        in_place = (stage == 3 or stage == 4) and blocks == 1  # nothing to merge: the states are written where they stay
         behind = stage == 4 and plan[BEHIND] != 0
         buffer = allocate((0 if plan[INNER_X] == 1 else most(LINE, plan[ROWS]),), x.dtype)
-        group = 0 if whole else together
-        group_sums = allocate((3, group), np.float64)
-        group_cells = allocate((group,), np.int64)
-        own = allocate((blocks if stage >= 3 else 1, 4, group), np.float64)
+        group_sums = allocate((3, together), np.float64)
+        group_cells = allocate((together,), np.int64)
+        own = allocate((blocks if stage >= 3 else 1, 4, 0 if in_place else together), np.float64)
         line = allocate((0 if plan[INNER_Y] == 1 else LINE,), y.dtype)
         known = learn(x, y, plan, outer, weight, bias)
         ready = have((buffer, group_sums, group_cells, own, line))
@@ -254,18 +223,17 @@ def kernel(learn, scale):
             cell = run - position * outside
             cells = least(together, least(t1 - t, neighbours - cell % neighbours))
             home = offset(kept, cell, CELL)
-            start = plan[BASE_X] + offset(kept, cell, X)
-            if whole:
-                whole_runs(x, start, step, plan[INNER], cells, state, home)
-            elif stage == 0 or stage == 3 or stage == 4:
+            if stage == 0 or stage == 3 or stage == 4:
+                start = plan[BASE_X] + offset(kept, cell, X)
                 b0 = position * pieces + t - run * pieces
                 for b in range(b0, b0 + 1 if stage == 0 else blocks):
-                    block(x, plan, outer, start, step, b, cells, own[b - b0], group_sums, group_cells, buffer)
+                    target, at = (state, home) if in_place else (own[b - b0], 0)
+                    block(x, plan, outer, start, step, b, cells, target, at, group_sums, group_cells, buffer)
                 if stage == 0:
                     for k in range(cells):
                         for row in range(4):
                             part[(cell + k) * blocks + b0, row, 0] = own[0, row, k]
-            if stage == 1 or ((stage == 3 or stage == 4) and not whole):
+            if stage == 1 or ((stage == 3 or stage == 4) and not in_place):
                 states = part if stage == 1 else own
                 merged = t * blocks if stage == 1 else 0
                 merge_blocks(states, merged, blocks, cells)
