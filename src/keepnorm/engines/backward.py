@@ -10,7 +10,7 @@ from keepnorm.axes import Axes
 from keepnorm.engines.memory import Walk, flat, plain, readable, state_of, walk_strides
 from keepnorm.engines.results import empty_like
 from keepnorm.gradients import Gradients
-from keepnorm.kernels.threads import threads_for
+from keepnorm.kernels.threads import available, is_serial
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
 
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 SUMS, ADD, GRADIENT, CELLS, ROWS = range(5)
 
-# dweight and dbias of weights inside cells are summed in this many rows at most, so that threads share none.
+# dweight and dbias of weights inside cells are summed in this many rows at most, of which no two threads share one.
 GRADIENT_ROWS = 64
 
 _NO_PART = np.empty((1, 2, 1))
@@ -104,31 +104,28 @@ def _backward(
     w = np.ones(1 if bias is None else bias.size) if weight is None else steps.from_affine(weight)
     state = state_of(used, steps) if isinstance(used, Moments) else steps.from_states(*used, axes)
     inside = given and not set(axes.affine) <= set(axes.keep)
-    groups = plan.cells_outside * plan.chunks
-    rows = min(groups, GRADIENT_ROWS, max(1, x.size // (4 * w.size))) if inside else 1
+    size, cells, groups = x.size, plan.cells, plan.cells_outside * plan.chunks
+    count, alone = groups * plan.blocks, is_serial(size, cells)
+    rows = _gradient_rows(groups, size // w.size) if inside and not alone else 1
+    shares = 2, rows, w.size if inside else 1
     family = "lanes_backward" if plan.lanes else "runs_backward"
-    size, count = x.size, groups * plan.blocks
-    fixed = (flat(x), steps.integers, steps.kept, steps.outer, state, w)
+    memory, integers, kept, outer = flat(x), steps.integers, steps.kept, steps.outer
 
     def run(dy: Array, through: bool) -> tuple[Array, Array, Array]:
-        from keepnorm.kernels.launch import run as launch
-
-        dx = empty_like(dy, dy.dtype)
-        totals = np.empty((3, plan.cells))
-        dw, db = np.zeros((2, rows, w.size if inside else 1))
-        memory, integers, kept, outer, *parts = fixed
+        dx, totals, (dw, db) = empty_like(dy, dy.dtype), np.empty((3, cells)), np.empty(shares)
         gradient, pulled = flat(dx), flat(dy)
-        dtypes = memory.dtype, gradient.dtype
+        dtypes, threads = (memory.dtype, gradient.dtype), 1 if alone else available()
         given_and_wanted = (memory, gradient, pulled, integers, kept, outer)
-        rest = (*parts[:1], totals, *parts[1:], dw, db, eps, center, inside, through)
+        rest = (state, totals, w, dw, db, eps, center, inside, through)
 
         def stage(number: int, tasks: int, part: Array = _NO_PART) -> None:
-            launch(family, dtypes, min(threads_for(size, plan.cells), tasks), tasks, number, (*given_and_wanted, part, *rest))
+            _launch()(family, dtypes, min(threads, tasks), tasks, number, (*given_and_wanted, part, *rest))
 
         if inside:
             stage(ROWS, rows)
-            return dx, steps.to_affine(dw.sum(0), axes), steps.to_affine(db.sum(0), axes)
-        if plan.blocks == 1 or (plan.fused and groups >= threads_for(size, plan.cells)):
+            sums = (dw[0], db[0]) if rows == 1 else (dw.sum(0), db.sum(0))
+            return dx, *(sums if steps.affine_in_order else (steps.to_affine(values, axes) for values in sums))
+        if plan.blocks == 1 or (plan.fused and groups >= threads):
             stage(CELLS, groups)
         else:
             part = np.empty((count, 2, plan.chunk))
@@ -136,6 +133,21 @@ def _backward(
             stage(ADD, groups, part)
             stage(GRADIENT, count)
         return dx, *(_over_cells(steps, axes, totals) if given else totals[1:])
+
+    return run
+
+
+def _gradient_rows(groups: int, each: int) -> int:
+    """In how many rows the gradients of weights inside cells are summed, each by one thread, if `each` value of dweight is the
+    sum of so many: for as many threads as bring more than a row costs, which is as much as two of its summands.
+    """
+    return min(groups, GRADIENT_ROWS, max(1, each // 32, min(each // 4, 4)))
+
+
+@cache
+def _launch() -> Callable[..., None]:
+    """The launcher of kernels, loaded at the first of them."""
+    from keepnorm.kernels.launch import run
 
     return run
 

@@ -36,6 +36,7 @@ from keepnorm.kernels.scalars import (
     block_bounds,
     centred,
     chunk_and_block,
+    clear,
     difference,
     offset,
 )
@@ -323,6 +324,8 @@ def tasks(
             first = t * groups // dweight.shape[0]
             last = (t + 1) * groups // dweight.shape[0]
             row = t
+            clear(dweight, row)
+            clear(dbias, row)
         for group in range(first, last):
             position = group // chunks
             k0 = (group - position * chunks) * plan[CHUNK]

@@ -29,6 +29,7 @@ from keepnorm.kernels.scalars import (
     Y,
     Z,
     block_bounds,
+    clear,
     offset,
 )
 from keepnorm.kernels.scratch import allocate, have, release
@@ -283,6 +284,9 @@ def tasks(
         elif stage == 4:
             row = t
             end = (t + 1) * outside // rows
+            if cell == t * outside // rows:
+                clear(dweight, row)
+                clear(dbias, row)
         cells = least(together, least(end - cell, neighbours - cell % neighbours))
         home = offset(kept, cell, CELL)
         set_centers(state, home, cells, eps, center, False, own[MEAN], own[LOW], own[RSTD], 0)

@@ -274,6 +274,13 @@ def merge_blocks(part, first, blocks, width):
 
 
 @exact
+def clear(table, row):
+    """Set a row of a table to 0."""
+    for i in range(table.shape[1]):
+        table[row, i] = 0.0
+
+
+@exact
 def copy_states(part, state, cell, cells):
     """Write the states of neighbouring cells to their places. (A loop: assigning a slice compiles for two seconds.)"""
     for row in range(4):
