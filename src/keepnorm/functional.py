@@ -268,13 +268,16 @@ def normalize_vjp(
         return labels.wrap(y), labels.vjp(vjp, weight, bias)
     asked_for = (weight, bias)
     weight, bias = validate.parameter(weight, "weight", call), validate.parameter(bias, "bias", call)
+    as_asked = all(a is None or tuple(a.shape) == call.affine_shape for a in asked_for)
     moments, where = validate.given(moments, call), validate.mask(where, call)
     if moments is None:
         validate.not_empty(call)
     y, vjp = call.engine.normalize_vjp(x, call.axes, weight, bias, eps, center, moments, where)
 
     def checked(dy: Array) -> Gradients:
-        gradients = vjp(validate.cotangent(dy, call))
+        gradients: Gradients = vjp(validate.cotangent(dy, call))
+        if as_asked:
+            return gradients
         # A parameter of grouped axes may have come in the shape of x's own axis: its gradient goes back in that shape.
         return Gradients(gradients.x, *map(_in_shape_of, gradients[1:], asked_for))
 

@@ -222,6 +222,8 @@ def given(moments: Moments | None, known: Call) -> Moments | None:
 
 def cotangent(dy: Array, known: Call) -> Array:
     """The gradient of a result: an array of the library and the shape of x."""
+    if type(dy) is known.kind and dy.dtype == known.dtype and dy.shape == known.shape:
+        return dy
     dy = _of_library(dy, "dy", known)
     result_name_of(dy, "dy")
     if tuple(dy.shape) != known.shape:

@@ -112,19 +112,21 @@ def _backward(
     memory, integers, kept, outer = flat(x), steps.integers, steps.kept, steps.outer
 
     def run(dy: Array, through: bool) -> tuple[Array, Array, Array]:
-        dx, totals, (dw, db) = empty_like(dy, dy.dtype), np.empty((3, cells)), np.empty(shares)
+        dx, totals, sums = empty_like(dy, dy.dtype), np.empty((3, cells)), np.empty(shares)
         gradient, pulled = flat(dx), flat(dy)
         dtypes, threads = (memory.dtype, gradient.dtype), 1 if alone else available()
         given_and_wanted = (memory, gradient, pulled, integers, kept, outer)
-        rest = (state, totals, w, dw, db, eps, center, inside, through)
+        rest = (state, totals, w, sums[0], sums[1], eps, center, inside, through)
 
         def stage(number: int, tasks: int, part: Array = _NO_PART) -> None:
             _launch()(family, dtypes, min(threads, tasks), tasks, number, (*given_and_wanted, part, *rest))
 
         if inside:
             stage(ROWS, rows)
-            sums = (dw[0], db[0]) if rows == 1 else (dw.sum(0), db.sum(0))
-            return dx, *(sums if steps.affine_in_order else (steps.to_affine(values, axes) for values in sums))
+            dweight, dbias = sums[:, 0] if rows == 1 else np.add.reduce(sums, 1)
+            if steps.affine_in_order:
+                return dx, dweight, dbias
+            return dx, steps.to_affine(dweight, axes), steps.to_affine(dbias, axes)
         if plan.blocks == 1 or (plan.fused and groups >= threads):
             stage(CELLS, groups)
         else:

@@ -110,6 +110,50 @@ def run_sums_affine(x, xi, dy, zi, n, mean, low, scale, weight, dweight, dbias, 
 
 
 @exact
+def eight_of_row(x, xi, dy, zi, i, k, m, e, r, w, dw, db):
+    """The gradients of weight and bias with k values of a row added, eight at most, and their g and d."""
+    given = floats(load_first(dy, zi, i, k))
+    d = first(centred_values(load_first(x, xi, i, k), m, e), k)
+    return fused(given * d, r, dw), db + given, given * w, d
+
+
+@exact
+def four_sums_affine(x, xi, x_step, dy, zi, z_step, n, own, k, weight, dweight, dbias, a):
+    """`run_sums_affine` for the runs of four cells with the same weights: these, and their gradients, come and go once."""
+    m0, m1, m2, m3 = fill(own[MEAN, k]), fill(own[MEAN, k + 1]), fill(own[MEAN, k + 2]), fill(own[MEAN, k + 3])
+    e0, e1, e2, e3 = fill(own[LOW, k]), fill(own[LOW, k + 1]), fill(own[LOW, k + 2]), fill(own[LOW, k + 3])
+    r0, r1, r2, r3 = fill(own[RSTD, k]), fill(own[RSTD, k + 1]), fill(own[RSTD, k + 2]), fill(own[RSTD, k + 3])
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = fill(0.0)
+    for i in range(0, n, WIDTH):
+        c = least(WIDTH, n - i)
+        w = load_first(weight, a, i, c)
+        dw = load_first(dweight, a, i, c)
+        db = load_first(dbias, a, i, c)
+        dw, db, g, d = eight_of_row(x, xi, dy, zi, i, c, m0, e0, r0, w, dw, db)
+        s0 += g
+        q0 = fused(g, d, q0)
+        dw, db, g, d = eight_of_row(x, xi + x_step, dy, zi + z_step, i, c, m1, e1, r1, w, dw, db)
+        s1 += g
+        q1 = fused(g, d, q1)
+        dw, db, g, d = eight_of_row(x, xi + 2 * x_step, dy, zi + 2 * z_step, i, c, m2, e2, r2, w, dw, db)
+        s2 += g
+        q2 = fused(g, d, q2)
+        dw, db, g, d = eight_of_row(x, xi + 3 * x_step, dy, zi + 3 * z_step, i, c, m3, e3, r3, w, dw, db)
+        s3 += g
+        q3 = fused(g, d, q3)
+        save_first(dweight, a, i, c, dw)
+        save_first(dbias, a, i, c, db)
+    own[SUM, k] += total(s0)
+    own[SUM, k + 1] += total(s1)
+    own[SUM, k + 2] += total(s2)
+    own[SUM, k + 3] += total(s3)
+    own[PRODUCT, k] += total(q0)
+    own[PRODUCT, k + 1] += total(q1)
+    own[PRODUCT, k + 2] += total(q2)
+    own[PRODUCT, k + 3] += total(q3)
+
+
+@exact
 def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past):
     """dx = dy * scale + d * slope + level."""
     m = fill(mean)
@@ -185,7 +229,12 @@ def block_sums(x, dy, plan, kept, outer, cell, cells, b, own, weight, inside, dw
         x0 = x_start + offset(outer, p, X)
         z0 = z_start + offset(outer, p, Z)
         a = affine_start + offset(outer, p, AFFINE)
-        for k in range(cells):
+        fours = cells // 4 * 4 if inside and plan[INNER_AFFINE] and affine_step == 0 else 0
+        for k in range(0, fours, 4):
+            four_sums_affine(x, x0, x_step, dy, z0, z_step, n, own, k, weight, dweight, dbias, a)
+            x0 += 4 * x_step
+            z0 += 4 * z_step
+        for k in range(fours, cells):
             mean = own[MEAN, k]
             low = own[LOW, k]
             if inside and plan[INNER_AFFINE]:
