@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
+from keepnorm.kernels.threads import is_serial
 from keepnorm.kernels.traffic import AHEAD
 from tests import oracle
-from tests.layouts import layouts
+from tests.layouts import LAYOUTS, layouts
 from tests.tolerance import assert_gradient
 
 OFFSETS = (0.0, 100.0, 1e4)
@@ -108,6 +109,35 @@ def test_affine_axes_of_their_own(rng, keep, affine, offset):
     for (name, stored), (_, cotangent) in zip(layouts(x), layouts(dy), strict=True):
         check(stored, cotangent, keep, weight, bias, name, affine=affine)
         check(stored, cotangent, keep, weight, bias, name, affine=affine, center=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "keep", "affine"),
+    [
+        ((67, 771), (0,), (1,)),
+        ((200, 170), (0,), (1,)),
+        ((40, 30, 50), (0,), (1, 2)),
+        ((9, 30, 150), (0, 1), (1, 2)),
+        ((9, 7, 700), (0, 1), (0, 2)),
+        ((5, 16, 24, 20), (0, 1), (1,)),
+        ((5, 16, 24, 20), (0, 1), (1, 3)),
+    ],
+    ids=str,
+)
+def test_affine_axes_of_their_own_in_several_rows(rng, shape, keep, affine):
+    """Large enough for the gradients of weight and bias to be summed in rows, by several threads."""
+    assert not is_serial(int(np.prod(shape)), int(np.prod([shape[a] for a in keep])))
+    x, dy, *_ = operands(rng, shape, keep, 3.0)
+    weight, bias = (np.asarray(rng.standard_normal([shape[a] for a in affine]), np.float32) for _ in range(2))
+    for name in ("C", "Fortran", "channels last"):
+        stored, cotangent = LAYOUTS[name](x), LAYOUTS[name](dy)
+        check(stored, cotangent, keep, weight, bias, name, affine=affine)
+        answers = set()
+        for n in (1, 2, 3):
+            with kn.threads(n):
+                gradients = kn.normalize_vjp(stored, keep, weight, bias, affine=affine)[1](cotangent)
+            answers.add(tuple(g.tobytes() for g in gradients))
+        assert len(answers) == 1, name
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 1.0])
