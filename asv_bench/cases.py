@@ -12,9 +12,11 @@ LIMIT: int | None = None
 
 EPS = 1e-5
 
+LAYERS = ("layer_norm", "rms_norm", "layer_backward")
+
 
 class Case(NamedTuple):
-    """One operation on one array. `axis` is kept by batch norm, moments and affine, and reduced by layer and RMS norm."""
+    """One operation on one array. `axis` is kept by batch norm, moments and affine, and reduced by those of LAYERS."""
 
     operation: str
     shape: tuple[int, ...]
@@ -42,7 +44,7 @@ class Case(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The arrays of a case. `reduced` are the axes that are not kept (for layer and RMS norm: the last one)."""
+    """The arrays of a case. `reduced` are the axes that are not kept (for LAYERS: the last one)."""
 
     case: Case
     x: Array
@@ -85,6 +87,7 @@ INFERENCE = tuple(Case("inference", *row) for row in ROWS)
 INFERENCE_OUT = tuple(case._replace(out=True) for case in INFERENCE)
 AFFINE_OUT = tuple(Case("affine", *row, out=True) for row in ROWS)
 LAYER = tuple(Case("layer_norm", shape, -1) for shape in LAYER_ROWS)
+LAYER_BACKWARD = tuple(Case("layer_backward", shape, -1) for shape in LAYER_ROWS)
 RMS = tuple(Case("rms_norm", shape, -1) for shape in LAYER_ROWS)
 MOMENTS = tuple(Case("moments", *row) for row in ROWS)
 MOMENTS_OF_IMAGES = Case("moments", *IMAGES, offset=100.0)
@@ -119,12 +122,11 @@ def arrays(case: Case) -> Data:
     result = np.dtype(np.float32) if case.dtype == "uint8" else x.dtype
     weight, bias = (rng.random((2, width), dtype=np.float32) + np.float32(0.5)).astype(result)
     mean, var = (rng.random((2, width), dtype=np.float32) + np.float32(0.5)).astype(result)
-    gradient = case.operation in ("backward", "round_trip")
+    gradient = case.operation in ("backward", "layer_backward", "round_trip")
     dy = rng.standard_normal(shape, dtype=np.float32) if gradient else None
     # Written once here, so that no measurement pays for its first touch.
     out = np.full(shape, 0, result) if case.out else None
-    layer = case.operation in ("layer_norm", "rms_norm")
-    reduced = (axis,) if layer else tuple(a for a in range(len(shape)) if a != axis)
+    reduced = (axis,) if case.operation in LAYERS else tuple(a for a in range(len(shape)) if a != axis)
     return Data(case, x, weight, bias, mean, var, dy, out, axis, reduced)
 
 

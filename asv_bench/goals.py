@@ -90,6 +90,7 @@ def goals() -> list[Goal | StartGoal]:
         Goal("training forward of bfloat16 over PyTorch", 2.0, _against(cases.HALF["bfloat16"], "torch"), mean),
         Goal("backward over PyTorch's backward", 2.0, _against(cases.BACKWARD, "torch"), mean),
         Goal("backward of wide rows over PyTorch's backward, each", 1.0, _against(cases.BACKWARD_WIDE, "torch"), slowest),
+        Goal("backward of layer norm over PyTorch's backward", 1.0, _against(cases.LAYER_BACKWARD, "torch"), mean),
         Goal(
             "autograd forward and backward with our kernels over F.batch_norm",
             1.0,

@@ -50,13 +50,22 @@ def backward(d: Data) -> Callable[[], Any]:
     return lambda: vjp(dy)
 
 
+def layer_backward(d: Data) -> Callable[[], Any]:
+    kept = tuple(a for a in range(d.x.ndim) if a not in d.reduced)
+    vjp = kn.normalize_vjp(d.x, kept, d.weight, d.bias, affine=d.reduced)[1]
+    dy = d.dy
+    return lambda: vjp(dy)
+
+
 def round_trip(d: Data) -> Callable[[], Any]:
     from asv_bench.peers import torch_
 
     return torch_.round_trip_of(d, lambda x, weight, bias: kn.batch_norm(x, weight, bias, channel=1))
 
 
-OPERATIONS = {f.__name__: f for f in (batch_norm, inference, affine, moments, layer_norm, rms_norm, backward, round_trip)}
+OPERATIONS = {
+    f.__name__: f for f in (batch_norm, inference, affine, moments, layer_norm, rms_norm, backward, layer_backward, round_trip)
+}
 
 
 def prepare(data: Data) -> Contestant:
@@ -72,4 +81,4 @@ def _fetch(operation: str, data: Data) -> Callable[[Any], tuple[Any, ...]]:
         from asv_bench.peers import torch_
 
         return torch_.fetch_gradients(data)
-    return tuple if operation == "backward" else lambda y: (y,)
+    return tuple if operation in ("backward", "layer_backward") else lambda y: (y,)

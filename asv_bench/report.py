@@ -23,6 +23,7 @@ SECTIONS = (
         "NumPy's figure is of uint8: a float copy and its moments.",
     ),
     ("backward", "torch", "Backward", "The gradients of x, weight and bias from what the forward pass kept."),
+    ("layer_backward", "torch", "Backward of layer norm", ""),
     ("round_trip", "torch", "Forward and backward through PyTorch's autograd", "Our kernels inside PyTorch's autograd."),
 )
 COLOURS = {"torch": "#c44e52", "compile": "#dd8452", "jax": "#4c72b0"}

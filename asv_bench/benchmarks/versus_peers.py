@@ -175,6 +175,16 @@ class Backward(_Pairs):
     setup_cache.timeout = 3600  # type: ignore[attr-defined]
 
 
+class LayerBackward(_Pairs):
+    rows, peers = cases.LAYER_BACKWARD, peers_of("layer_backward")
+    params = _params(rows, peers)
+
+    def setup_cache(self) -> Record:
+        return self.measure()
+
+    setup_cache.timeout = 3600  # type: ignore[attr-defined]
+
+
 class RoundTrip(_Pairs):
     """Forward and backward through PyTorch's autograd, with our kernels and with PyTorch's."""
 

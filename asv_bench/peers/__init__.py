@@ -14,7 +14,7 @@ NORMS = ("batch_norm", "inference", "layer_norm", "rms_norm")
 
 # name: (file, how it is written for a reader, operations)
 PEERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "torch": ("torch_", "PyTorch eager", (*NORMS, "affine", "moments", "backward", "round_trip")),
+    "torch": ("torch_", "PyTorch eager", (*NORMS, "affine", "moments", "backward", "layer_backward", "round_trip")),
     "compile": ("torch_", "torch.compile", (*NORMS, "moments")),
     "jax": ("jax_", "JAX jit", (*NORMS, "moments", "backward")),
     "keras": ("keras_", "Keras on TensorFlow", (*NORMS, "moments")),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from asv_bench import machine
-from asv_bench.cases import EPS, Data
+from asv_bench.cases import EPS, LAYERS, Data
 from asv_bench.contestant import Contestant
 
 Tensor = Any
@@ -22,6 +22,8 @@ def prepare(name: str, data: Data) -> Contestant:
     operation = data.case.operation
     if operation == "backward":
         return Contestant(_backward(data), fetch_gradients(data), torch.get_num_threads())
+    if operation == "layer_backward":
+        return Contestant(_layer_backward(data), lambda grads: tuple(map(_array, grads)), torch.get_num_threads())
     if operation == "round_trip":
         return Contestant(round_trip_of(data, _train), fetch_gradients(data), torch.get_num_threads())
     function, arguments = _OPERATIONS[operation](data)
@@ -96,6 +98,13 @@ def _backward(d: Data) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
+def _layer_backward(d: Data) -> Callable[[], Any]:
+    norm, values = _layer_norm(d)
+    leaves = tuple(value.detach().requires_grad_() for value in values)
+    y, dy = norm(*leaves), tensor(d.dy)
+    return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+
 _OPERATIONS = {
     "batch_norm": _batch_norm,
     "inference": _inference,
@@ -125,7 +134,7 @@ def _leaves(d: Data) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fetch_output(d: Data) -> Callable[[Any], tuple[Any, ...]]:
-    if d.case.operation in ("layer_norm", "rms_norm"):
+    if d.case.operation in LAYERS:
         return lambda y: (_array(y),)
     return lambda y: (np.moveaxis(_array(y), 1, d.axis),)
 

@@ -195,6 +195,7 @@ def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, s
     f = fill(scale)
     b = fill(slope)
     c = fill(level)
+    free = room(dx, past)
     i = 0
     end = before_lines(dx, yi, n, past)
     while i < n:
@@ -206,6 +207,8 @@ def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, s
             i += k
         whole = whole_steps(dx, n - i, WIDTH, past)
         for j in range(i, i + whole, WIDTH):
+            if free != 0:
+                claim(dx, yi + free + j)
             d = centred_values(load(x, xi, j), m, e)
             g = floats(load(dy, zi, j)) * load(weight, a, j)
             write(dx, yi, j, fused(g, f, fused(d, b, c)), past)
