@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.kernels.threads import is_serial
 from keepnorm.kernels.traffic import AHEAD
+from keepnorm.machine import is_serial
 from tests import oracle
 from tests.layouts import LAYOUTS, layouts
 from tests.tolerance import assert_gradient

@@ -8,7 +8,7 @@ import pytest
 import keepnorm as kn
 from keepnorm import machine, plan, validate
 from keepnorm.engines import host, memory
-from keepnorm.kernels.threads import SERIAL, is_serial
+from keepnorm.machine import SERIAL, is_serial
 
 
 @pytest.mark.parametrize(("files", "expected"), [

@@ -148,6 +148,7 @@ def on_cores(monkeypatch):
     ("shape", "keep", "chunk", "fused"),
     [
         ((256, 1024), (1,), 512, True),  # half of them for each of two threads
+        ((16, 256), (1,), 256, True),  # all of them where one thread takes less time than two
         ((256, 1536), (1,), 384, True),  # not 512, which makes three
         ((100, 300), (1,), 160, True),  # whole cache lines of float32
         ((16, 256, 128), (0, 2), 128, True),  # other cells keep the other threads busy

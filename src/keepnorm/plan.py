@@ -20,7 +20,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from keepnorm.machine import cores, own_is_large
+from keepnorm.machine import cores, is_serial, own_is_large
 
 RUN_BLOCK = 16384  # values in one block of a run: 64 KiB of float32, so that a second sweep meets the L2 cache
 LANE_BLOCK = 131072  # values in one block of rows; fewer, larger blocks, since every block costs a merge for each cell
@@ -323,14 +323,15 @@ def _chunk(
         return lane_kept, fits
     most = max(1, LANES // lane_reduced)
     fitting = min(GROUP_BYTES // max(cell_bytes, 1), max(1, most // 2))
-    fused = fitting * lane_reduced >= min(64, lane_kept * lane_reduced) and (fits or rows <= PARTED_ROWS)
+    lanes = lane_kept * lane_reduced
+    fused = fitting * lane_reduced >= min(64, lanes) and (fits or rows <= PARTED_ROWS)
     if fused:
         most = fitting
     chunks = -(-lane_kept // most)
-    if fused and outside == 1 and lane_kept * lane_reduced >= 128:
-        chunks += chunks % 2  # two threads have equally much to do
+    if fused and outside == 1 and lanes >= 128 and not is_serial(rows * lanes, lane_kept):
+        chunks += chunks % 2  # two threads have equally much to do, and a short call is one thread's
     elif not fused:
-        chunks = max(chunks, min(-(-CORES // (outside * blocks)), lane_kept * lane_reduced // FEW_LANES))
+        chunks = max(chunks, min(-(-CORES // (outside * blocks)), lanes // FEW_LANES))
     chunk = -(-lane_kept // chunks)
     even = -(-chunk // LINE_VALUES) * LINE_VALUES
     return even if lane_reduced == 1 and even <= most else chunk, fused

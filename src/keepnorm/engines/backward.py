@@ -10,7 +10,8 @@ from keepnorm.axes import Axes
 from keepnorm.engines.memory import Walk, flat, plain, readable, state_of, walk_strides
 from keepnorm.engines.results import empty_like
 from keepnorm.gradients import Gradients
-from keepnorm.kernels.threads import available, is_serial
+from keepnorm.kernels.threads import available
+from keepnorm.machine import is_serial
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
 

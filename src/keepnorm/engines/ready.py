@@ -15,7 +15,8 @@ from keepnorm.axes import Axes
 from keepnorm.engines.memory import STATE_ROWS, Walk, apart, is_half
 from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.engines.stages import NO_PART, Stage, forward, part_shape
-from keepnorm.kernels.threads import available, is_serial, team
+from keepnorm.kernels.threads import available, team
+from keepnorm.machine import is_serial
 
 Array = np.ndarray[Any, Any]
 

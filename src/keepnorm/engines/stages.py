@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keepnorm.engines.memory import Walk
-from keepnorm.kernels.threads import SERIAL
+from keepnorm.machine import SERIAL
 
 # What a kernel's tasks do: the states of blocks, their merge, the affine step, moments of whole cells, the same and the affine
 # step, and mean and scale of states that are given.

@@ -17,11 +17,7 @@ from functools import cache
 from pathlib import Path
 from threading import get_ident
 
-from keepnorm.machine import cores
-
-# Fewer values than this take less time on one thread than a second thread takes to wake; a cell takes as long as CELL values.
-# (Layer norm of (1024,16): 18 us on two threads, 30 on one; of (64,256) 7.0 and 6.7.)
-SERIAL, CELL = 32768, 64
+from keepnorm.machine import cores, is_serial
 
 _MAIN = threading.main_thread().ident  # of this process; in a forked child, where it may be another, nobody asks
 
@@ -92,11 +88,6 @@ def available() -> int:
     if asked is None:
         return most() if caller == _MAIN else 1
     return asked if asked == 1 or asked < most() else most()
-
-
-def is_serial(size: int, cells: int) -> bool:
-    """Whether a kernel over `size` values in so many cells is too short for a second thread."""
-    return size + CELL * cells <= SERIAL
 
 
 def threads_for(size: int, cells: int) -> int:
