@@ -19,9 +19,9 @@ LEAST, MOST, SECONDS = 5, 25, 2.0
 # So each sample waits until they sleep, and is preceded by a call that does not count and wakes its own side's workers.
 SETTLE = 5e-3
 
-# A sample shorter than this is repeated. After a pause what lies behind the cores' own caches takes two milliseconds to come up
-# to speed: the second call on 4 to 100 MB takes a tenth to a third longer than the third, and most so where nothing else
-# takes time. (It was 0.2 ms, for the clock's own 50 ns.)
+# A sample shorter than this is repeated. After a pause what lies behind the cores' own caches takes two milliseconds to come
+# up to speed: the second call on 4 to 100 MB takes a tenth to a third longer than the third, most where nothing else takes
+# time. (It was 0.2 ms, for the clock's own 50 ns.)
 SAMPLE = 4e-3
 
 
