@@ -140,11 +140,12 @@ def _backward(
     return run
 
 
-def _gradient_rows(groups: int, each: int) -> int:
-    """In how many rows the gradients of weights inside cells are summed, each by one thread, if `each` value of dweight is the
-    sum of so many: for as many threads as bring more than a row costs, which is as much as two of its summands.
+def _gradient_rows(groups: int, summands: int) -> int:
+    """In how many rows, each of them one thread's, the gradients of weights inside cells are summed.
+
+    A row costs as much as two `summands` of each gradient; it is worth that for 32 of them, or for one of the first four threads.
     """
-    return min(groups, GRADIENT_ROWS, max(1, each // 32, min(each // 4, 4)))
+    return min(groups, GRADIENT_ROWS, max(1, summands // 32, min(summands // 4, 4)))
 
 
 @cache

@@ -21,7 +21,6 @@ from keepnorm.machine import cores, is_serial
 
 _MAIN = threading.main_thread().ident  # of this process; in a forked child, where it may be another, nobody asks
 
-
 # How many threads `threads` lets each Python thread use, by its number. (Between two kernels, which leave nothing in the L1
 # cache, this takes 0.4 us to ask, and a threading.local 0.8.)
 _asked: dict[int, int] = {}
