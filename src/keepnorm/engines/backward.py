@@ -143,7 +143,7 @@ def _backward(
 def _gradient_rows(groups: int, summands: int) -> int:
     """In how many rows, each of them one thread's, the gradients of weights inside cells are summed.
 
-    A row costs as much as two `summands` of each gradient; it is worth that for 32 of them, or for one of the first four threads.
+    A row costs as much as two `summands` of each gradient. It is worth that for 32 of them, or for the first four threads.
     """
     return min(groups, GRADIENT_ROWS, max(1, summands // 32, min(summands // 4, 4)))
 
