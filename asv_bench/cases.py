@@ -12,6 +12,7 @@ LIMIT: int | None = None
 
 EPS = 1e-5
 
+# Operations that reduce the axis of their case; the others keep it.
 LAYERS = ("layer_norm", "rms_norm", "layer_backward")
 
 
