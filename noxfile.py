@@ -94,7 +94,7 @@ def conformance(session: nox.Session, peer: str) -> None:
 @nox.session(default=False)
 @nox.parametrize("peer", PEERS, ids=PEERS)
 def nightly(session: nox.Session, peer: str) -> None:
-    """All conformance cases of each peer; `-- --report` writes conformance/report.json and docs/conformance.md."""
+    """All conformance cases of each peer; `-- --report` writes build/conformance/report.md."""
     compare(session, peer)
 
 

@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--peer", choices=[*peers.PEERS], help="the library to compare with; none: ours against the oracle only")
     group.addoption("--sample", type=int, help="so many cases, drawn by a fixed seed, and every case that a divergence names")
     group.addoption("--record", action="store_true", help="write the divergences found to divergences/PEER.toml")
-    group.addoption("--report", action="store_true", help="write the numbers to report.json and docs/conformance.md")
+    group.addoption("--report", action="store_true", help="write the numbers and tables to build/conformance")
 
 
 def pytest_configure(config: pytest.Config) -> None:

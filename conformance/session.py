@@ -74,7 +74,7 @@ class Session:
         divergences.write(self.name, divergences.File(versions(self.peer), self.file.causes, rows))
 
     def summary(self) -> dict[str, Any]:
-        """The numbers of this session, for report.json."""
+        """The numbers of this session, for the report."""
         assert self.peer is not None
         total = Tally(*(sum(getattr(t, n) for t in self.tallies.values()) for n in ("cases", "passed", "off")))
         return {

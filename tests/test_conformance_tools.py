@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,8 +174,23 @@ def test_every_divergence_has_a_cause_and_a_case() -> None:
             assert row.cause in content.causes, (path.name, row)
 
 
-def test_page_is_generated_from_the_report() -> None:
-    assert report.PAGE.read_text() == report.page(report.read())
+def test_the_page_is_generated_from_the_divergences_on_file() -> None:
+    assert report.PAGE.read_text() == report.page()
+
+
+def test_a_report_has_the_tables_of_every_peer_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"version": {"torch": "2"}, "cases": 3, "passed": 3, "off": 1, "not_expressible": {"no masks": 2}}
+    worst = {"our_worst_ulp_to_float32": 0.5, "our_worst_ulp": 0.6, "their_worst_ulp": 9.5}
+    group = {"operation": "batch", "mode": "training", "layout": "NHWC", "cases": 3, "passed": 3, "off": 1}
+    groups = [group | {"our_worst_ulp": 0.6, "their_worst_ulp": 9.5}]
+    monkeypatch.setattr(report, "BUILD", tmp_path)
+    monkeypatch.setattr(report.divergences, "load", lambda _: None)
+    for name in ("torch", "flax"):
+        report.update(SimpleNamespace(name=name, file=None, summary=lambda: numbers | worst | {"groups": groups}))
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("| batch | training | NHWC | 3 | 3 | 1 | 0.6 | 9.5 |") == 2
+    assert text.count("- 2 cases: no masks") == 2
+    assert "| flax | torch 2 | 3 | 3 | 2 | 1 | 0.5 | 0.6 | 9.5 |" in text
 
 
 def test_suite_can_be_asked_for_what_is_not_there() -> None:
