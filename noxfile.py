@@ -57,6 +57,14 @@ def oldest(session: nox.Session) -> None:
     pytest(session, *(f"tests/test_{name}.py" for name in kernels))
 
 
+@nox.session(default=False)
+def newest(session: nox.Session) -> None:
+    """The test suite on the newest pre-releases of the dependencies."""
+    packages = (*PYPROJECT["project"]["dependencies"], *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.install("--pre", "--upgrade", *packages, "--editable", ".[demo]")
+    pytest(session)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """The README's first command: the main job on real photographs."""
