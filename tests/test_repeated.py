@@ -1,6 +1,7 @@
 """What is kept of one call serves the next: the same answer for whatever arrays come, of the same shape."""
 
 import gc
+import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 
 import keepnorm as kn
 from keepnorm import validate
-from keepnorm.engines import host
+from keepnorm.engines import host, memory, ready
 from keepnorm.kernels.threads import layer
 
 SHAPE = (6, 20, 8)
@@ -199,11 +200,80 @@ def test_parameters_and_arrays_of_a_call_are_not_kept(served):
     assert [mark() for mark in marks] == [None] * 4
 
 
-def test_what_is_kept_has_a_bound(monkeypatch):
-    monkeypatch.setattr(host, "_MOST_READY", 3)
+@pytest.mark.parametrize(("module", "table", "most"), [(host, "_READY", "_MOST_READY"), (validate, "_CALLS", "_MOST_CALLS")])
+def test_what_is_kept_has_a_bound_and_the_oldest_goes_first(module, table, most, monkeypatch):
+    monkeypatch.setattr(module, most, 3)
+    monkeypatch.setattr(module, table, {})
+    kept = []
     for n in range(5, 15):
         kn.normalize(np.ones((4, n), np.float32), 1)
-        assert len(host._READY) <= 3
+        entries = list(getattr(module, table))
+        kept = [*kept, *(entry for entry in entries if entry not in kept)]
+        assert entries == kept[-3:]
+    assert len(kept) == 10
+
+
+def grown(call, sizes):
+    """The memory that is still held after calls of many sizes, three of each: NumPy's arrays are a part of it."""
+    call(sizes[0])
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for size in sizes[1:]:
+            for _ in range(3):
+                call(size)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+OF_A_SHAPE = 16 << 10  # bytes that a shape may keep: its axes, its plan, and the calls that are ready
+
+
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)])
+def test_a_shape_keeps_no_parameters(given):
+    def call(height):
+        shape = (3, height, 90)
+        w, b = (np.ones(shape, np.float32) if is_given else None for is_given in given)
+        kn.layer_norm(np.ones((1, *shape), np.float32), w, b, axes=(1, 2, 3))
+
+    sizes = range(100, 180)
+    shared = 0 if all(given) else 2 * 4 * 3 * 180 * 90 * 2  # one array for all of them, which grows by doubling
+    assert grown(call, sizes) <= len(sizes) * OF_A_SHAPE + shared
+
+
+def test_a_shape_keeps_no_states_of_its_cells():
+    """Those of up to 1024 cells are kept for the next call of any shape."""
+    sizes = range(600, 900, 3)
+    assert grown(lambda cells: kn.layer_norm(np.ones((cells, 16), np.float32), axes=1), sizes) <= len(sizes) * OF_A_SHAPE
+
+
+@pytest.mark.parametrize("cells", [1, 2, 7, 8, 9, 512, 513, 1024, 1025, 3000])
+def test_states_that_are_kept_have_room_for_every_cell(cells, served):
+    x, other = np.random.default_rng(0).standard_normal((2, cells, 24)).astype(np.float32)
+    expected = kn.normalize(x, 0)
+    for _ in range(2):
+        kn.normalize(other, 0)
+        assert kn.normalize(x, 0).tobytes() == expected.tobytes()
+    assert all(served)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_parameters_beyond_the_shared_ones_are_made_for_each_call(name, served, monkeypatch):
+    monkeypatch.setattr(memory, "SHARED", 12)
+    monkeypatch.setattr(ready, "SHARED", 12)
+    monkeypatch.setattr(memory, "_beginnings", dict(memory._beginnings) | {1.0: memory.UNIT[0], 0.0: memory.UNIT[1]})
+    test_a_missing_parameter_is_remembered_as_ones_or_zeros(name, served)
+    assert [a.size for a in memory._beginnings.values()] == [1, 1]
+
+
+def test_ones_and_zeros_that_calls_share_cannot_be_written():
+    for make, value in ((memory.ones, 1), (memory.zeros, 0)):
+        for n in (3, 1, 70, 5):
+            values = make(n)
+            assert values.tolist() == [value] * n
+            assert n == 1 or not values.flags.writeable
 
 
 def test_parameters_of_grouped_channels_are_served_in_the_shape_of_the_channels(served):

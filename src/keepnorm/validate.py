@@ -14,6 +14,7 @@ import numpy as np
 
 from keepnorm import dispatch
 from keepnorm.axes import Axes, refuse_keywords
+from keepnorm.bounded import remember
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
 from keepnorm.roles import general, group
@@ -67,9 +68,7 @@ def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
     if known is None:
         known = _new(build, x, words, sizes, takes)
         if known.axes is not None:
-            if len(_CALLS) >= _MOST_CALLS:
-                _CALLS.clear()
-            _CALLS[key] = known
+            remember(_CALLS, key, known, _MOST_CALLS)
     return known
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
-from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from keepnorm.axes import Axes
+from keepnorm.bounded import remember
 from keepnorm.engines.memory import (
     STATE_ROWS,
     UNIT,
@@ -125,13 +125,9 @@ def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) 
     steps = walk(axes if has_parameters else plain(axes), (x, x))
     if not steps.affine_in_order:
         return
-    n = prod(axes.affine_shape) if has_parameters else 1
-    w, b = np.ones(n, _SINGLE), np.zeros(n, _SINGLE)  # for what a call does not have
-    dtypes, arguments = _arguments(flat(x), flat(x), steps, np.empty((STATE_ROWS, steps.cells)), (w, b), 0.0, True)
-    if len(_READY) >= _MOST_READY:
-        _READY.clear()
-    run = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), w, b)
-    _READY[id(axes), x.dtype, weight is None, bias is None] = axes, run
+    dtypes, arguments = _arguments(flat(x), flat(x), steps, np.empty((STATE_ROWS, steps.cells)), UNIT, 0.0, True)
+    run = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), weight is not None, bias is not None)
+    remember(_READY, (id(axes), x.dtype, weight is None, bias is None), (axes, run), _MOST_READY)
 
 
 def normalize_with_moments(

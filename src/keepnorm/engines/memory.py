@@ -269,9 +269,35 @@ def parameters_for(steps: Walk, weight: Array | None, bias: Array | None, y: Arr
             return UNIT
         w, b = (UNIT[0] if weight is None else single(weight)), (UNIT[1] if bias is None else single(bias))
         if steps.affine_in_order and _is_plain(w) and _is_plain(b) and (new or (apart(w, y) and apart(b, y))):
-            w = w if w is not UNIT[0] else np.ones(b.size, _SINGLE)
-            return w, b if b is not UNIT[1] else np.zeros(w.size, _SINGLE)
+            w = w if w is not UNIT[0] else ones(b.size)
+            return w, b if b is not UNIT[1] else zeros(w.size)
     return parameters(steps, weight, bias)
+
+
+# A weight of ones and a bias of zeros for the calls that have only one of the two: all of them share the beginnings of two
+# arrays, which grow with the largest parameter up to this many values. Larger ones are made for each call.
+SHARED = 1 << 20
+_beginnings = dict(zip((1.0, 0.0), UNIT, strict=True))
+
+
+def ones(n: int) -> Array:
+    """A weight of so many ones in float32, for reading only."""
+    return _constant(1.0, n)
+
+
+def zeros(n: int) -> Array:
+    """A bias of so many zeros in float32, for reading only."""
+    return _constant(0.0, n)
+
+
+def _constant(value: float, n: int) -> Array:
+    known = _beginnings[value]
+    if n > known.size:
+        known = np.full(n if n > SHARED else min(2 * n, SHARED), value, _SINGLE)
+        known.flags.writeable = False
+        if n <= SHARED:
+            _beginnings[value] = known
+    return known[:n]
 
 
 def apart(a: Array, b: Array) -> bool:

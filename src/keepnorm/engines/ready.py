@@ -12,7 +12,7 @@ import numpy as np
 from numpy import empty, ndarray
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import STATE_ROWS, Walk, apart, is_half
+from keepnorm.engines.memory import SHARED, STATE_ROWS, Walk, apart, is_half, ones, zeros
 from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.engines.stages import NO_PART, Stage, forward, part_shape
 from keepnorm.kernels.threads import available, team
@@ -25,21 +25,30 @@ Ready: TypeAlias = Callable[[Array, Any, Any, Any, Any, Array | None], Array | N
 
 _SINGLE = np.dtype(np.float32)
 
-# Values of the states of all cells up to which they are kept for the next call. (Between two kernels, which leave nothing in
-# the L1 cache, new ones take 0.5 us.)
-_SPARE = 8192
+# Arrays for the states of up to 1024 cells, for the next call of whatever shape. (Between two kernels, which leave nothing in
+# the L1 cache, a new one takes 0.5 us.) They are as long as the next power of two, and a cache line more: seven rows that are
+# 4 KiB apart would lie in the same few sets of that cache. Each list has as many as there were calls at the same time.
+_SPARE_CELLS = 1024
+_spare: tuple[list[Array], ...] = tuple([] for _ in range(_SPARE_CELLS.bit_length()))
 
 
-def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., None], weight: Array, bias: Array) -> Ready:
-    """The call for x of these axes and this dtype; `weight` and `bias` are for the parameters that a call does not have."""
+def prepare(
+    axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., None], has_weight: bool, has_bias: bool
+) -> Ready:
+    """The call for x of these axes and this dtype, with a weight and a bias or without."""
     shape, size = axes.source, prod(axes.source)
     shapes = axes.affine_shape, axes.source_affine_shape
-    integers, kept, outer, states = steps.integers, steps.kept, steps.outer, (STATE_ROWS, steps.cells)
-    is_small, alone = size * dtype.itemsize < LARGE, is_serial(size, steps.cells)
+    parameters = prod(axes.affine_shape) if has_weight or has_bias else 1
+    weight = None if has_weight or parameters > SHARED else ones(parameters)
+    bias = None if has_bias or parameters > SHARED else zeros(parameters)
+    integers, kept, outer, cells = steps.integers, steps.kept, steps.outer, steps.cells
+    keeps = cells <= _SPARE_CELLS
+    order = (cells - 1).bit_length()
+    spare: list[Array] = _spare[order] if keeps else []  # a call takes one out, so that no two have the same
+    states = STATE_ROWS, (1 << order) + 8 if keeps else cells
+    is_small, alone = size * dtype.itemsize < LARGE, is_serial(size, cells)
     parallel, number, team_size = (0, 0, 0) if alone else team()
     serial = forward(steps, 1)
-    spare: list[Array] = []  # from calls that have ended; a call takes them out, so that no two have the same
-    keeps = prod(states) <= _SPARE
     for_threads: dict[int, tuple[tuple[Stage, ...], tuple[int, ...] | None]] = {}
 
     def planned(threads: int) -> tuple[tuple[Stage, ...], tuple[int, ...] | None]:
@@ -52,8 +61,8 @@ def prepare(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Callable[..., 
             return None
         if out is not None and not _may_be_written(out, x, w, b):
             return None
-        w = weight if w is None else _single(w, shapes)
-        b = bias if b is None else _single(b, shapes)
+        w = (ones(parameters) if weight is None else weight) if w is None else _single(w, shapes)
+        b = (zeros(parameters) if bias is None else bias) if b is None else _single(b, shapes)
         if w is None or b is None:
             return None
         stages, part = serial, NO_PART
