@@ -2,10 +2,11 @@
 
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Never
 
 from keepnorm.axes import Keep
 from keepnorm.functional import moments
+from keepnorm.keywords import REQUIRED, check, check_sizes
 from keepnorm.moments import Moments
 
 Array = Any
@@ -33,12 +34,14 @@ class Accumulator:
 
     # Slot i holds the moments of 2**i batches, like the bits of a counter, so that a long stream merges like a tree.
 
-    def __init__(self, keep: Keep, **sizes: int) -> None:
+    def __init__(self, keep: Keep = REQUIRED, **sizes: int) -> None:
+        check_sizes(Accumulator, keep, sizes)
+        check(Accumulator, {}, keep=keep)
         self.keep = keep
         self.sizes = sizes
         self._slots: list[Moments | None] = []
 
-    def update(self, batch: Array, where: Array | None = None) -> None:
+    def update(self, batch: Array, where: Array | None = None, **unknown: Never) -> None:
         """Add the values of a batch; with `where`, only those where it is true.
 
         Raises
@@ -46,6 +49,7 @@ class Accumulator:
         TypeError, ValueError
             As :func:`keepnorm.moments`; and if the kept axes or their sizes are not those of before. Nothing is added then.
         """
+        check(Accumulator.update, unknown)
         carry = moments(batch, self.keep, where=where, **self.sizes)
         for held in self._slots:
             if held is not None and (held.shape, held.keep, held.ndim) != (carry.shape, carry.keep, carry.ndim):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from operator import index
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, SupportsIndex
 
 from numpy import bool_
+
+from keepnorm.keywords import check_sizes, described, refuse
 
 Keep = int | Sequence[int] | str
 
@@ -19,9 +21,6 @@ Keep = int | Sequence[int] | str
 BOOLS = (bool, bool_)
 
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*|[()]|1(?!\d))")
-
-# Words that other libraries use for an axis argument, and what they could mean here.
-_AXIS_WORDS = frozenset({"axis", "dim", "dims", "axes", "reduction_axes", "feature_axes", "reduce"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +123,15 @@ def resolve(
         tuple(shape),
         keep if isinstance(keep, str) else as_ints(keep, "keep"),
         affine if affine is None or isinstance(affine, str) else as_ints(affine, "affine"),
-        tuple((name, _size(name, sizes[name])) for name in sorted(sizes)) if sizes else (),
+        tuple((name, _size(name, sizes[name], keep)) for name in sorted(sizes)) if sizes else (),
     )
     return _resolve(*key)
 
 
-def _size(name: str, size: Any) -> int:
+def _size(name: str, size: Any, keep: Keep) -> int:
     if isinstance(size, BOOLS) or not hasattr(size, "__index__"):
-        if name in _AXIS_WORDS or name == "momentum":
-            refuse_keywords({name: size}, "keep")
-        raise TypeError(f"{name} must be an int, the size of an axis that the pattern names; got {name}={size!r}")
+        check_sizes(resolve, keep, {name: size})
+        raise TypeError(f"{name} must be an int, the size of an axis that the pattern names; got {name}={described(size)}")
     return index(size)
 
 
@@ -147,7 +145,7 @@ def _resolve(
     if isinstance(keep, str):
         return _resolve_pattern(shape, keep, affine, dict(sizes))
     if sizes:
-        refuse_keywords(dict(sizes), "keep")
+        refuse(resolve, dict(sizes))
     kept = normal(keep, len(shape), "keep", shape)
     if isinstance(affine, str):
         raise ValueError(
@@ -162,14 +160,14 @@ def as_ints(axes: int | Iterable[int], name: str) -> tuple[int, ...]:
     if type(axes) is int:
         return (axes,)
     if isinstance(axes, str) or axes is None or isinstance(axes, BOOLS):
-        raise TypeError(f"{name} must be an int or a tuple of ints; got {axes!r}")
+        raise TypeError(f"{name} must be an int or a tuple of ints; got {described(axes)}")
     if isinstance(axes, SupportsIndex) and getattr(axes, "ndim", 0) == 0:  # an array of one value is a sequence, too
         return (index(axes),)
     if not isinstance(axes, Iterable):
         raise TypeError(f"{name} must be an int or a tuple of ints; got {type(axes).__name__}")
     items = tuple(axes)
     if any(isinstance(a, BOOLS) or not hasattr(a, "__index__") for a in items):
-        raise TypeError(f"{name} must hold ints only; got {items!r}")
+        raise TypeError(f"{name} must hold ints only; got {described(items)}")
     return tuple(index(a) for a in items)
 
 
@@ -178,12 +176,12 @@ def normal(axes: tuple[int, ...], ndim: int, name: str, shape: tuple[int, ...]) 
     for a in axes:
         if not -ndim <= a < ndim:
             raise ValueError(
-                f"{name}={axes if len(axes) != 1 else axes[0]} does not fit x with shape {shape}: "
+                f"{name}={described(axes if len(axes) != 1 else axes[0])} does not fit x with shape {shape}: "
                 f"an axis must be between {-ndim} and {ndim - 1}; got {a}"
             )
     positive = tuple(sorted(a % ndim for a in axes))
     if len(set(positive)) != len(positive):
-        raise ValueError(f"{name} names an axis of x with shape {shape} twice; got {axes}")
+        raise ValueError(f"{name} names an axis of x with shape {shape} twice; got {described(axes)}")
     return positive
 
 
@@ -191,32 +189,6 @@ def complement(axes: int | Sequence[int], ndim: int, shape: tuple[int, ...]) -> 
     """The axes that are not in `axes`: what is kept where `axes` is reduced."""
     reduced = normal(as_ints(axes, "axes"), ndim, "axes", shape)
     return tuple(a for a in range(ndim) if a not in reduced)
-
-
-def refuse_keywords(keywords: Mapping[str, Any], takes: str) -> NoReturn:
-    """Explain a keyword that nothing here takes, above all a bare ``axis=``."""
-    name, value = next(iter(keywords.items()))
-    if name in _AXIS_WORDS:
-        raise TypeError(
-            f"{name}={value!r} is ambiguous: np.mean, torch and Keras LayerNormalization reduce such an axis, Keras "
-            f"BatchNormalization keeps it. Say {_MEANING[takes]}"
-        )
-    if name == "momentum":
-        raise TypeError(
-            f"momentum={value!r} is ambiguous: it is the old share in Keras and Flax, the new share in PyTorch. "
-            "Say decay= with the share of the old running value that stays, or load a state through keepnorm.dialects"
-        )
-    raise TypeError(
-        f"unexpected keyword {name}={value!r}: a size such as g=32 is taken only with a pattern that names it, "
-        f"such as keep='n (g c) h w -> n g'"
-    )
-
-
-_MEANING = {
-    "keep": "keep= with the axes that survive; everything else is reduced",
-    "axes": "axes= with the axes that are reduced; everything else is kept",
-    "channel": "channel= with the axis of the channels, which is kept",
-}
 
 
 def _resolve_pattern(
@@ -238,7 +210,7 @@ def _resolve_pattern(
             raise ValueError(f"pattern {pattern!r} names axis {name!r} twice")
     for name, size in sizes.items():
         if name not in names:
-            refuse_keywords({name: size}, "keep")
+            refuse(resolve, {name: size})
     split: list[int] = []
     origin: list[int] = []
     for axis, group in enumerate(groups):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Never, Self
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from keepnorm import roles, running, validate
 from keepnorm.axes import Axes, Keep, as_ints
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
+from keepnorm.keywords import REQUIRED, check, described
 from keepnorm.moments import Moments
 from keepnorm.running import Rule, Running
 from keepnorm.transfer import like, to_numpy
@@ -93,7 +94,7 @@ class BatchNorm:
         self,
         shape: int | Sequence[int],
         *,
-        keep: Keep,
+        keep: Keep = REQUIRED,
         eps: float = 1e-5,
         decay: float | None = 0.9,
         correction: int = 1,
@@ -102,7 +103,9 @@ class BatchNorm:
         empty: str = "skip",
         debias: bool = False,
         dtype: str = "float32",
+        **unknown: Never,
     ) -> None:
+        check(type(self), unknown, keep=keep)
         self.shape = as_ints(shape, "shape")
         self.keep: str | tuple[int, ...] = keep if isinstance(keep, str) else as_ints(keep, "keep")
         _check(self.shape, self.keep, eps, decay, correction)
@@ -112,7 +115,7 @@ class BatchNorm:
             ("dtype", dtype, ("float32", "float64")),
         ):
             if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {described(value)}")
         self.eps = float(eps)
         self.decay = decay
         self.correction = correction
@@ -128,7 +131,16 @@ class BatchNorm:
         self.form: tuple[str, Mapping[str, Any]] | None = None
         self._lock = Lock()
 
-    def __call__(self, x: Array, /, *, training: bool, where: Array | None = None, moments: Moments | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        /,
+        *,
+        training: bool = REQUIRED,
+        where: Array | None = None,
+        moments: Moments | None = None,
+        **unknown: Never,
+    ) -> Array:
         """Normalise x; in training with the moments of the batch, which update the running ones.
 
         Parameters
@@ -156,6 +168,8 @@ class BatchNorm:
         TypeError
             If `training` is not a bool.
         """
+        if unknown:
+            check(type(self).__call__, unknown)
         known, axes = self._call(x)
         mask = validate.mask(where, known)
         if not validate.flag(training, "training"):
@@ -180,7 +194,7 @@ class BatchNorm:
         return y
 
     def vjp(
-        self, x: Array, /, *, training: bool | None = None, where: Array | None = None
+        self, x: Array, /, *, training: bool | None = None, where: Array | None = None, **unknown: Never
     ) -> tuple[Array, Callable[[Array], Gradients]]:
         """The output and the function that takes its gradient back to x, weight and bias.
 
@@ -209,6 +223,8 @@ class BatchNorm:
         >>> vjp(np.ones_like(y)).bias
         array([3.], dtype=float32)
         """
+        if unknown:
+            check(type(self).vjp, unknown)
         known, axes = self._call(x)
         mask = validate.mask(where, known)
         learns = training is None or validate.flag(training, "training")
@@ -266,7 +282,7 @@ class BatchNorm:
             ndim = max((a + 1 if a >= 0 else -a for a in keep), default=0)
         return Moments.from_mean_var(state.mean, state.var, keep=keep, ndim=ndim)
 
-    def variance(self, *, correction: int, count: Any = None) -> Array:
+    def variance(self, *, correction: int = REQUIRED, count: Any = None, **unknown: Never) -> Array:
         """The running variance, taken from this batch norm's correction to another one.
 
         ``var * (n - own correction) / (n - correction)``: what the framework that has the other correction would have
@@ -283,6 +299,7 @@ class BatchNorm:
         ValueError
             If the corrections differ and the count is not known, or not larger than both.
         """
+        check(type(self).variance, unknown, correction=correction)
         state = self.state
         if correction == self.correction:
             return state.var
@@ -298,7 +315,7 @@ class BatchNorm:
         var = to_numpy(state.var)
         return (var * ((number - self.correction) / (number - correction))).astype(var.dtype)
 
-    def fold(self, *, dtype: str | None = None) -> tuple[Array, Array]:
+    def fold(self, *, dtype: str | None = None, **unknown: Never) -> tuple[Array, Array]:
         """The inference as one multiplication and addition, ``y = x * scale + shift``.
 
         ``scale = weight / sqrt(var + eps)`` and ``shift = bias - mean * scale``, of the running moments, in float64.
@@ -322,6 +339,7 @@ class BatchNorm:
         >>> bn.fold()
         (array([3.], dtype=float32), array([0.5], dtype=float32))
         """
+        check(type(self).fold, unknown)
         state = self.state
         scale = 1 / np.sqrt(to_numpy(state.var).astype(np.float64) + self.eps)
         if self.weight is not None:
@@ -382,7 +400,7 @@ class BatchNorm:
 
     def _call(self, x: Array) -> tuple[validate.Call, Axes]:
         """What is known of x, and the roles of its axes; refuses cells of another shape."""
-        known = validate.call(roles.general, x, (self.keep, None), {}, "keep")
+        known = validate.call(roles.general, x, (self.keep, None), {}, normalize)
         if known.axes is None:
             raise TypeError("BatchNorm takes arrays without names: pass x.data of the DataArray; got xarray.DataArray")
         if known.kept_shape != self.shape:
@@ -443,6 +461,6 @@ def _check(shape: tuple[int, ...], keep: str | tuple[int, ...], eps: Any, decay:
         raise ValueError(f"keep and shape must name the same number of axes; got keep={keep} and shape {shape}")
     validate.epsilon(eps)
     if decay is not None and not (isinstance(decay, float | int) and not isinstance(decay, bool) and 0 <= decay <= 1):
-        raise ValueError(f"decay must be between 0 and 1, or None for the cumulative average; got {decay!r}")
+        raise ValueError(f"decay must be between 0 and 1, or None for the cumulative average; got {described(decay)}")
     if correction not in (0, 1):
-        raise ValueError(f"correction must be 0 (population) or 1 (sample); got {correction!r}")
+        raise ValueError(f"correction must be 0 (population) or 1 (sample); got {described(correction)}")

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from keepnorm.axes import Axes, Keep, resolve
+from keepnorm.keywords import REQUIRED, check, check_sizes, described
 from keepnorm.spellings import kind_of, spellings
 
 KINDS = {
@@ -137,7 +138,7 @@ class Explanation:
         return "" if self.axes.shape == self.axes.source else f", split into {self.axes.shape}"
 
 
-def explain(x_or_shape: Any, keep: Keep, *, affine: Keep | None = None, **sizes: int) -> Explanation:
+def explain(x_or_shape: Any, keep: Keep = REQUIRED, *, affine: Keep | None = None, **sizes: int) -> Explanation:
     """Say in words what keeping these axes means.
 
     Parameters
@@ -172,6 +173,8 @@ def explain(x_or_shape: Any, keep: Keep, *, affine: Keep | None = None, **sizes:
     >>> print(e.calls["PyTorch"])
     y = torch.nn.BatchNorm2d(3, eps=1e-5)(x)
     """
+    check_sizes(explain, keep, sizes)
+    check(explain, {}, keep=keep)
     shape = _shape(x_or_shape)
     dims = getattr(x_or_shape, "dims", None)
     if dims is not None:
@@ -186,12 +189,12 @@ def explain(x_or_shape: Any, keep: Keep, *, affine: Keep | None = None, **sizes:
 def _shape(x_or_shape: Any) -> tuple[int, ...]:
     shape = getattr(x_or_shape, "shape", x_or_shape)
     if isinstance(shape, str) or not hasattr(shape, "__iter__"):
-        raise TypeError(f"explain takes an array or a shape, a tuple of ints; got {x_or_shape!r}")
+        raise TypeError(f"explain takes an array or a shape, a tuple of ints; got {described(x_or_shape)}")
     sizes = tuple(shape)
     if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in sizes):
-        raise TypeError(f"a shape holds ints only; got {sizes!r}")
+        raise TypeError(f"a shape holds ints only; got {described(sizes)}")
     if any(n < 0 for n in sizes):
-        raise ValueError(f"a shape holds sizes of at least 0; got {sizes!r}")
+        raise ValueError(f"a shape holds sizes of at least 0; got {described(sizes)}")
     return tuple(int(n) for n in sizes)
 
 

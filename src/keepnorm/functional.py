@@ -13,8 +13,8 @@ from keepnorm import roles, validate
 from keepnorm.axes import Axes, Keep
 from keepnorm.dispatch import in_graph, outside_graph
 from keepnorm.gradients import Gradients
+from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
-from keepnorm.validate import REQUIRED
 
 Array = Any
 
@@ -65,7 +65,7 @@ def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, *
     if type(x) is not ndarray and in_graph(x):
         outside: Moments = outside_graph(moments)(x, keep, where=where, **sizes)
         return outside
-    call = validate.call(roles.general, x, (keep, None), sizes, "keep")
+    call = validate.call(roles.general, x, (keep, None), sizes, moments)
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
         labelled: Moments = labels.moments(moments(labels.values, labels.words[0], where=labels.mask(where), **sizes))
@@ -112,7 +112,7 @@ def affine(
     """
     if type(x) is not ndarray and in_graph(x):
         return outside_graph(affine)(x, scale, shift, keep=keep, out=out, **sizes)
-    call = validate.call(roles.general, x, (keep, None), sizes, "keep")
+    call = validate.call(roles.general, x, (keep, None), sizes, affine)
     if scale is None:
         raise TypeError("scale must be an array of the kept shape; got None")
     if call.axes is None:
@@ -196,7 +196,7 @@ def normalize(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(roles.general, x, (keep, affine), weight, bias, eps, center, moments, where, out, sizes, "keep")
+    return normalize_roles(roles.general, x, (keep, affine), weight, bias, eps, center, moments, where, out, sizes, normalize)
 
 
 def normalize_vjp(
@@ -250,7 +250,7 @@ def normalize_vjp(
         pair: tuple[Array, Callable[[Array], Gradients]] = outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
         return pair
     eps, center = validate.epsilon(eps), validate.flag(center, "center")
-    call = validate.call(roles.general, x, (keep, affine), sizes, "keep")
+    call = validate.call(roles.general, x, (keep, affine), sizes, normalize_vjp)
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, affine), sizes)
         y, vjp = normalize_vjp(
@@ -302,12 +302,12 @@ def normalize_roles(
     where: Array | None,
     out: Array | None,
     sizes: dict[str, Any],
-    takes: str,
+    norm: Callable[..., Array],
 ) -> Array:
-    """What every norm is: `build` gives the axes their roles from the norm's own words for them."""
+    """What every `norm` is: `build` gives the axes their roles from the norm's own words for them."""
     if type(x) is not ndarray and in_graph(x):
-        return outside_graph(normalize_roles)(build, x, words, weight, bias, eps, center, moments, where, out, sizes, takes)
-    call = validate.call(build, x, words, sizes, takes)
+        return outside_graph(normalize_roles)(build, x, words, weight, bias, eps, center, moments, where, out, sizes, norm)
+    call = validate.call(build, x, words, sizes, norm)
     if call.axes is None:
         labels = call.engine.Labels(x, build, words, sizes)
         y = normalize_roles(
@@ -322,7 +322,7 @@ def normalize_roles(
             labels.mask(where),
             labels.output(out),
             sizes,
-            takes,
+            norm,
         )
         return labels.wrap(y, out)
     ready = call.ready[weight is None][bias is None] if moments is None and where is None else None

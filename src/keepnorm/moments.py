@@ -5,12 +5,13 @@ of the data, so that delta and M2 are small numbers that have lost nothing, howe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from keepnorm.axes import as_ints, normal
+from keepnorm.keywords import REQUIRED, check, described
 
 Array = Any
 
@@ -75,7 +76,16 @@ class Moments:
         self.export = export
 
     @classmethod
-    def from_mean_var(cls, mean: Array, var: Array, *, keep: int | Sequence[int], ndim: int, count: Any = None) -> Self:
+    def from_mean_var(
+        cls,
+        mean: Array,
+        var: Array,
+        *,
+        keep: int | Sequence[int] = REQUIRED,
+        ndim: int = REQUIRED,
+        count: Any = None,
+        **unknown: Never,
+    ) -> Self:
         """Moments from given running statistics, such as a framework's.
 
         Parameters
@@ -95,6 +105,7 @@ class Moments:
             If the shapes differ, the number of axes is not that of `keep`, or a variance or a count is negative (values are
             only read from NumPy arrays).
         """
+        check(Moments.from_mean_var, unknown, keep=keep, ndim=ndim)
         axes = normal(as_ints(keep, "keep"), ndim, "keep", (-1,) * ndim)
         mean, var = _as_array(mean), _as_array(var)
         xp = array_namespace(mean, var)
@@ -106,11 +117,12 @@ class Moments:
             )
         if count is not None:
             if isinstance(count, float) or (not hasattr(count, "shape") and count < 0):
-                raise ValueError(f"count must be a whole number of at least 0; got {count}")
+                raise ValueError(f"count must be a whole number of at least 0; got {described(count)}")
             if getattr(count, "shape", ()) not in ((), tuple(mean.shape)):
                 raise ValueError(f"count must be one number or have shape {tuple(mean.shape)}; got {tuple(count.shape)}")
             if isinstance(count, np.ndarray) and (count.dtype.kind not in "iu" or np.any(count < 0)):
-                raise ValueError(f"count must hold whole numbers of at least 0; got {count}")
+                wrong = described(count.min() if count.dtype.kind in "iu" else count)
+                raise ValueError(f"count must hold whole numbers of at least 0; got {wrong}")
             if hasattr(count, "shape") and count.shape == ():
                 count = int(count)
         if isinstance(var, np.ndarray) and np.any(var < 0):
@@ -141,7 +153,7 @@ class Moments:
         xp = array_namespace(self.m2)
         return self._hand_out(xp.sqrt(self._variance(0)))
 
-    def variance(self, *, correction: float = 0) -> Array:
+    def variance(self, *, correction: float = 0, **unknown: Never) -> Array:
         """The variance ``M2 / (n - correction)`` of each cell.
 
         Parameters
@@ -159,6 +171,7 @@ class Moments:
         ValueError
             If `correction` is not 0 and the count is not known.
         """
+        check(Moments.variance, unknown)
         return self._hand_out(self._variance(correction))
 
     def merge(self, other: "Moments") -> "Moments":

@@ -1,11 +1,11 @@
 """The norms that have names: :func:`keepnorm.normalize` with each norm's own words for its axes."""
 
-from typing import Any
+from typing import Any, Never
 
 from keepnorm import roles
 from keepnorm.functional import normalize_roles
+from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
-from keepnorm.validate import REQUIRED
 
 Array = Any
 Axis = int | tuple[int, ...] | str
@@ -21,7 +21,7 @@ def batch_norm(
     eps: float = 1e-5,
     moments: Moments | None = None,
     out: Array | None = None,
-    **unknown: Any,
+    **unknown: Never,
 ) -> Array:
     """Batch normalisation: one mean and one variance for each channel, over everything else.
 
@@ -63,7 +63,7 @@ def batch_norm(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(roles.batch, x, (channel,), weight, bias, eps, True, moments, None, out, unknown, "channel")
+    return normalize_roles(roles.batch, x, (channel,), weight, bias, eps, True, moments, None, out, unknown, batch_norm)
 
 
 def instance_norm(
@@ -76,7 +76,7 @@ def instance_norm(
     batch: Axis = 0,
     eps: float = 1e-5,
     out: Array | None = None,
-    **unknown: Any,
+    **unknown: Never,
 ) -> Array:
     """Instance normalisation: one mean and one variance for each channel of each example.
 
@@ -119,7 +119,9 @@ def instance_norm(
     <BLANKLINE>
            [[-1.,  1.]]])
     """
-    return normalize_roles(roles.instance, x, (channel, batch), weight, bias, eps, True, None, None, out, unknown, "channel")
+    return normalize_roles(
+        roles.instance, x, (channel, batch), weight, bias, eps, True, None, None, out, unknown, instance_norm
+    )
 
 
 def layer_norm(
@@ -131,7 +133,7 @@ def layer_norm(
     axes: Axis = REQUIRED,
     eps: float = 1e-5,
     out: Array | None = None,
-    **unknown: Any,
+    **unknown: Never,
 ) -> Array:
     """Layer normalisation: `axes` are reduced, every other axis is kept.
 
@@ -176,7 +178,7 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return normalize_roles(roles.layer, x, (axes,), weight, bias, eps, True, None, None, out, unknown, "axes")
+    return normalize_roles(roles.layer, x, (axes,), weight, bias, eps, True, None, None, out, unknown, layer_norm)
 
 
 def group_norm(
@@ -190,7 +192,7 @@ def group_norm(
     batch: Axis = 0,
     eps: float = 1e-5,
     out: Array | None = None,
-    **unknown: Any,
+    **unknown: Never,
 ) -> Array:
     """Group normalisation: one mean and one variance for each block of channels of each example.
 
@@ -235,7 +237,7 @@ def group_norm(
     array([[-1.,  1., -1.,  1.]])
     """
     return normalize_roles(
-        roles.group, x, (groups, channel, batch), weight, bias, eps, True, None, None, out, unknown, "channel"
+        roles.group, x, (groups, channel, batch), weight, bias, eps, True, None, None, out, unknown, group_norm
     )
 
 
@@ -248,7 +250,7 @@ def rms_norm(
     axes: Axis = REQUIRED,
     eps: float = 1e-5,
     out: Array | None = None,
-    **unknown: Any,
+    **unknown: Never,
 ) -> Array:
     """Root mean square normalisation: `axes` are reduced, and no mean is subtracted.
 
@@ -288,4 +290,4 @@ def rms_norm(
     array([[ 1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(roles.layer, x, (axes,), weight, bias, eps, False, None, None, out, unknown, "axes")
+    return normalize_roles(roles.layer, x, (axes,), weight, bias, eps, False, None, None, out, unknown, rms_norm)

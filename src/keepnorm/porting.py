@@ -1,13 +1,14 @@
 """Batch norms in trained networks: folded into the layer before, inserted without changing the output, counted."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Never
 
 import numpy as np
 
 from keepnorm.axes import Keep, as_ints, resolve
 from keepnorm.batchnorm import BatchNorm
 from keepnorm.functional import affine, moments
+from keepnorm.keywords import REQUIRED, check, check_sizes, parameters, refuse
 from keepnorm.moments import Moments
 from keepnorm.running import Running
 from keepnorm.transfer import like, to_numpy
@@ -16,7 +17,7 @@ Array = Any
 
 
 def fold_into(
-    kernel: Array, bias: Array | None, bn: BatchNorm | tuple[Array, Array], /, *, keep: Keep, **sizes: int
+    kernel: Array, bias: Array | None, bn: BatchNorm | tuple[Array, Array], /, *, keep: Keep = REQUIRED, **sizes: int
 ) -> tuple[Array, Array]:
     """The kernel and the bias of the layer before a batch norm, with the batch norm's inference in them.
 
@@ -58,6 +59,8 @@ def fold_into(
     >>> kernel[0].round(4), bias.round(4)
     (array([2., 1.]), array([-6., -4.]))
     """
+    check_sizes(fold_into, keep, sizes)
+    check(fold_into, {}, keep=keep)
     if isinstance(bn, BatchNorm):
         scale, shift = bn.fold(dtype="float64")
     elif isinstance(bn, tuple) and len(bn) == 2:
@@ -126,6 +129,8 @@ def insert(
            [ 2., 20.],
            [ 6., 60.]])
     """
+    if unknown := {name: value for name, value in policies.items() if name not in parameters(BatchNorm)}:
+        refuse(insert, unknown, BatchNorm)
     if isinstance(data, Moments):
         found = data
     elif keep is None:
@@ -159,7 +164,7 @@ class ParameterCount(NamedTuple):
     non_trainable: int
 
 
-def parameter_count(bn: BatchNorm | int | Sequence[int], /) -> ParameterCount:
+def parameter_count(bn: BatchNorm | int | Sequence[int], /, **unknown: Never) -> ParameterCount:
     """The parameters that Keras prints for a batch norm: weight and bias are trained, the running mean and variance are not.
 
     Parameters
@@ -177,6 +182,7 @@ def parameter_count(bn: BatchNorm | int | Sequence[int], /) -> ParameterCount:
     >>> kn.porting.parameter_count(50)
     ParameterCount(total=200, trainable=100, non_trainable=100)
     """
+    check(parameter_count, unknown)
     if isinstance(bn, BatchNorm):
         cells = int(np.prod(bn.shape))
         learned = (bn.weight is not None) + (bn.bias is not None)

@@ -1,7 +1,7 @@
 """Batch renormalisation: a training step that sees nearly what inference will see, for small or dependent batches."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Never
 
 from array_api_compat import array_namespace
 
@@ -10,6 +10,7 @@ from keepnorm.batchnorm import BatchNorm
 from keepnorm.functional import moments as moments_of
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
+from keepnorm.keywords import REQUIRED, check, described
 from keepnorm.moments import Moments
 from keepnorm.running import Rule
 from keepnorm.transfer import fixed, like
@@ -60,17 +61,28 @@ class BatchRenorm(BatchNorm):
 
     _PLAIN: ClassVar[tuple[str, ...]] = (*BatchNorm._PLAIN, "r_max", "d_max")
 
-    def __init__(self, shape: Any, *, keep: Keep, r_max: float = 3.0, d_max: float = 5.0, **options: Any) -> None:
+    def __init__(self, shape: Any, *, keep: Keep = REQUIRED, r_max: float = 3.0, d_max: float = 5.0, **options: Any) -> None:
         super().__init__(shape, keep=keep, **{"correction": 0, **options})
         if not r_max >= 1:
-            raise ValueError(f"r_max must be at least 1; got {r_max!r}")
+            raise ValueError(f"r_max must be at least 1; got {described(r_max)}")
         if not d_max >= 0:
-            raise ValueError(f"d_max must be at least 0; got {d_max!r}")
+            raise ValueError(f"d_max must be at least 0; got {described(d_max)}")
         self.r_max = r_max
         self.d_max = d_max
 
-    def __call__(self, x: Array, /, *, training: bool, where: Array | None = None, moments: Moments | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        /,
+        *,
+        training: bool = REQUIRED,
+        where: Array | None = None,
+        moments: Moments | None = None,
+        **unknown: Never,
+    ) -> Array:
         """Normalise x, as `BatchNorm` does; in training with r and d."""
+        if unknown:
+            check(type(self).__call__, unknown)
         _, axes = self._call(x)
         if training is not True or axes.count == 0:
             return super().__call__(x, training=training, where=where, moments=moments)
@@ -87,9 +99,11 @@ class BatchRenorm(BatchNorm):
         return y
 
     def vjp(
-        self, x: Array, /, *, training: bool | None = None, where: Array | None = None
+        self, x: Array, /, *, training: bool | None = None, where: Array | None = None, **unknown: Never
     ) -> tuple[Array, Callable[[Array], Gradients]]:
         """The output and its vector-Jacobian product, as `BatchNorm.vjp`; r and d are constants of it."""
+        if unknown:
+            check(type(self).vjp, unknown)
         _, axes = self._call(x)
         if training is False or axes.count == 0:
             return super().vjp(x, training=training, where=where)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keepnorm.axes import BOOLS, Axes, as_ints, complement, normal, resolve
+from keepnorm.keywords import described
 
 Shape = tuple[int, ...]
 
@@ -35,7 +36,7 @@ def group(shape: Shape, groups: Any, channel: Any, batch: Any) -> Axes:
     if len(channels) != 1:
         raise ValueError(f"channel must be one axis, which is split into groups; got {channel}")
     if isinstance(groups, BOOLS) or not hasattr(groups, "__index__"):
-        raise TypeError(f"groups must be an int; got {groups!r}")
+        raise TypeError(f"groups must be an int; got {described(groups)}")
     if groups < 1 or shape[channels[0]] % groups:
         raise ValueError(
             f"groups={groups} does not divide the {shape[channels[0]]} channels on axis {channels[0]} of x with shape {shape}"

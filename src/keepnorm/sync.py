@@ -5,7 +5,7 @@ cell in the backward pass. How they do it, with torch.distributed, MPI or thread
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -13,13 +13,16 @@ from array_api_compat import array_namespace
 from keepnorm.batchnorm import BatchNorm
 from keepnorm.functional import moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
+from keepnorm.keywords import check
 from keepnorm.moments import Moments
 from keepnorm.transfer import like
 
 Array = Any
 
 
-def forward(bn: BatchNorm, x: Array, /, merge: Callable[[Moments], Moments], *, where: Array | None = None) -> Array:
+def forward(
+    bn: BatchNorm, x: Array, /, merge: Callable[[Moments], Moments], *, where: Array | None = None, **unknown: Never
+) -> Array:
     """One training step on this rank's part of the batch; every rank's running moments become the same.
 
     Parameters
@@ -52,6 +55,7 @@ def forward(bn: BatchNorm, x: Array, /, merge: Callable[[Moments], Moments], *, 
     >>> sync.forward(kn.BatchNorm(1, keep=-1), parts[1], lambda own: whole).round(3)
     array([[1.389]])
     """
+    check(forward, unknown)
     return bn(x, training=True, moments=merge(moments(x, bn.keep, where=where)))
 
 
@@ -63,6 +67,7 @@ def vjp(
     add: Callable[[Array], Array],
     *,
     where: Array | None = None,
+    **unknown: Never,
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """`forward`, and the function that takes the gradient of its output back through the whole batch's moments.
 
@@ -88,6 +93,7 @@ def vjp(
     TypeError, ValueError
         As a call of `bn`.
     """
+    check(vjp, unknown)
     whole = merge(moments(x, bn.keep, where=where))
     y = bn(x, training=True, moments=whole)
     weight = like(np.ones(bn.shape, bn.dtype) if bn.weight is None else bn.weight, x)

@@ -13,17 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keepnorm import dispatch
-from keepnorm.axes import Axes, refuse_keywords
+from keepnorm.axes import Axes
 from keepnorm.bounded import remember
+from keepnorm.keywords import REQUIRED, axes_word, check_sizes, described
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
 from keepnorm.roles import general, group
 
 Array = Any
-
-
-# Stands for an argument that was not given, so that a bare axis= meets its own error before Python's.
-REQUIRED: Any = ...
 
 
 class Call(NamedTuple):
@@ -47,15 +44,16 @@ _CALLS: dict[Any, Call] = {}
 _MOST_CALLS = 4096
 
 
-def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any], takes: str) -> Call:
-    """The call for x and a norm's own words for its axes.
+def call(
+    build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any], function: Callable[..., Any]
+) -> Call:
+    """The call of a public function for x and the function's own words for its axes.
 
-    `build` makes the axes from the shape, the words and, for a pattern, the sizes; `takes` is the keyword that says them.
+    `build` makes the axes from the shape, the words and, for a pattern, the sizes.
     """
     if sizes:
-        if build is not general or not isinstance(words[0], str):
-            refuse_keywords(sizes, takes)
-        return _new(build, x, words, sizes, takes)
+        check_sizes(function, words[0] if build is general else None, sizes)
+        return _new(build, x, words, sizes, function)
     # 1, True and 1.0 are one key of a dict, but not all of them are axes: the types belong to the key.
     types = (type(words[0]),) if len(words) == 1 else tuple(map(type, words))
     if tuple in types:
@@ -64,17 +62,19 @@ def call(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Ma
         key = (build, type(x), x.shape, x.dtype, words, types)
         known = _CALLS.get(key)
     except (AttributeError, TypeError):  # x is no array, or a word is a list
-        return _new(build, x, words, sizes, takes)
+        return _new(build, x, words, sizes, function)
     if known is None:
-        known = _new(build, x, words, sizes, takes)
+        known = _new(build, x, words, sizes, function)
         if known.axes is not None:
             remember(_CALLS, key, known, _MOST_CALLS)
     return known
 
 
-def _new(build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any], takes: str) -> Call:
+def _new(
+    build: Callable[..., Axes], x: Array, words: tuple[Any, ...], sizes: Mapping[str, Any], function: Callable[..., Any]
+) -> Call:
     if any(word is REQUIRED for word in words):
-        missing = "groups" if build is group and words[0] is REQUIRED else takes
+        missing = "groups" if build is group and words[0] is REQUIRED else axes_word(function)
         raise TypeError(f"{missing}= is missing: nothing is taken for granted; got x with shape {getattr(x, 'shape', None)}")
     name = dispatch.name_of(x)
     result = result_name(dispatch.dtype_name(x.dtype))
@@ -187,17 +187,17 @@ def epsilon(eps: Any) -> float:
     if type(eps) is float and 0.0 <= eps < float("inf"):
         return eps
     if isinstance(eps, bool) or not isinstance(eps, Real):
-        raise TypeError(f"eps must be a real number; got {eps!r}")
+        raise TypeError(f"eps must be a real number; got {described(eps)}")
     value = float(eps)
     if not (isfinite(value) and value >= 0):
-        raise ValueError(f"eps must be finite and at least 0; got {eps!r}")
+        raise ValueError(f"eps must be finite and at least 0; got {described(eps)}")
     return value
 
 
 def flag(value: Any, name: str) -> bool:
     """True or False, and nothing that only looks like it."""
     if value is not True and value is not False:
-        raise TypeError(f"{name} must be True or False; got {value!r}")
+        raise TypeError(f"{name} must be True or False; got {'none' if value is REQUIRED else described(value)}")
     return value
 
 

@@ -5,7 +5,7 @@ frameworks mean by the same words is the table in conventions.py.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from keepnorm.axes import Keep, as_ints, normal
 from keepnorm.batchnorm import BatchNorm
 from keepnorm.dialects.conventions import CONVENTIONS, Convention
 from keepnorm.dialects.paths import build, recognise
+from keepnorm.keywords import check, described
 from keepnorm.running import Running
 from keepnorm.transfer import to_numpy
 
@@ -29,6 +30,7 @@ def load(
     eps: float | None = None,
     momentum: float | str | None = None,
     count: int | None = None,
+    **unknown: Never,
 ) -> BatchNorm:
     """The batch norm that a framework's state describes; it trains and infers as the framework's does.
 
@@ -70,6 +72,7 @@ def load(
     >>> kn.dialects.load("keras", state)
     BatchNorm((2,), keep=(-1,), eps=0.001, decay=0.99, correction=0, updates=0)
     """
+    check(load, unknown)
     convention = _convention(dialect)
     found = recognise(state, convention.names, dialect)
     values: dict[str, Any] = {role: None if value is None else np.array(to_numpy(value)) for role, (_, value) in found.items()}
@@ -111,7 +114,7 @@ def load(
     return bn
 
 
-def dump(dialect: str, bn: BatchNorm, *, count: Any = None, ndim: int | None = None) -> dict[Any, Any]:
+def dump(dialect: str, bn: BatchNorm, *, count: Any = None, ndim: int | None = None, **unknown: Never) -> dict[Any, Any]:
     """The state of a batch norm in a framework's own names and shapes; ``dump(d, load(d, state))`` is `state`, bit for bit.
 
     Parameters
@@ -148,6 +151,7 @@ def dump(dialect: str, bn: BatchNorm, *, count: Any = None, ndim: int | None = N
     >>> sorted(state)
     ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
     """
+    check(dump, unknown)
     convention = _convention(dialect)
     if not isinstance(bn, BatchNorm):
         raise TypeError(f"dump takes a BatchNorm; got {type(bn).__name__}")
@@ -171,7 +175,7 @@ def dump(dialect: str, bn: BatchNorm, *, count: Any = None, ndim: int | None = N
     return build({name: values[role] for role, name in convention.names.items() if values.get(role) is not None})
 
 
-def arguments(dialect: str, bn: BatchNorm) -> dict[str, Any]:
+def arguments(dialect: str, bn: BatchNorm, **unknown: Never) -> dict[str, Any]:
     """What the framework's own constructor has to be told, in its own words: eps and momentum.
 
     The channel axis is that of the data there, which may have another layout. A cumulative average has no word but in
@@ -190,6 +194,7 @@ def arguments(dialect: str, bn: BatchNorm) -> dict[str, Any]:
     >>> kn.dialects.arguments("keras", kn.BatchNorm(3, keep=-1, decay=0.9))
     {'momentum': 0.9, 'epsilon': 1e-05}
     """
+    check(arguments, unknown)
     convention = _convention(dialect)
     momentum = bn.decay
     if convention.momentum == "new" and bn.decay is not None:
@@ -205,7 +210,7 @@ _NUMBERS = ("updates", "var_updates", "eps", "momentum")
 
 def _convention(dialect: str) -> Convention:
     if dialect not in CONVENTIONS:
-        raise ValueError(f"dialect must be one of {', '.join(CONVENTIONS)}; got {dialect!r}")
+        raise ValueError(f"dialect must be one of {', '.join(CONVENTIONS)}; got {described(dialect)}")
     return CONVENTIONS[dialect]
 
 
@@ -227,10 +232,10 @@ def _decay(convention: Convention, dialect: str, momentum: Any) -> float | None:
         momentum = convention.default_momentum
     if isinstance(momentum, str):
         if momentum != "cumulative" or dialect != "torch":
-            raise ValueError(f"momentum must be a number, or for torch 'cumulative'; got {momentum!r}")
+            raise ValueError(f"momentum must be a number, or for torch 'cumulative'; got {described(momentum)}")
         return None
     if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be between 0 and 1; got {momentum!r}")
+        raise ValueError(f"momentum must be between 0 and 1; got {described(momentum)}")
     return float(momentum) if convention.momentum == "old" else 1.0 - float(momentum)
 
 

@@ -12,11 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from threading import get_ident
+from typing import Never
 
+from keepnorm.keywords import REQUIRED, check
 from keepnorm.machine import cores, is_serial
 
 _MAIN = threading.main_thread().ident  # of this process; in a forked child, where it may be another, nobody asks
@@ -36,8 +38,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@contextmanager
-def threads(n: int) -> Iterator[None]:
+def threads(n: int = REQUIRED, **unknown: Never) -> AbstractContextManager[None]:
     """Let the host engine use up to `n` threads inside this block, in this thread.
 
     The answer has the same bits for any `n`. Without it the main thread uses as many as there are cores
@@ -61,11 +62,17 @@ def threads(n: int) -> Iterator[None]:
     >>> with kn.threads(1):
     ...     y = kn.normalize(np.eye(3, dtype=np.float32), keep=0)
     """
+    check(threads, unknown, n=n)
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n must be an int; got {type(n).__name__}")
     count = n.__index__()
     if count < 1:
         raise ValueError(f"n must be at least 1; got {count}")
+    return _asking(count)
+
+
+@contextmanager
+def _asking(count: int) -> Iterator[None]:
     caller = get_ident()
     before = _asked.get(caller)
     _asked[caller] = count
