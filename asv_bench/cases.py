@@ -13,7 +13,10 @@ LIMIT: int | None = None
 EPS = 1e-5
 
 # Operations that reduce the axis of their case; the others keep it.
-LAYERS = ("layer_norm", "rms_norm", "layer_backward")
+LAYERS = ("layer_norm", "rms_norm", "layer_backward", "layer_trip", "rms_trip")
+
+# Forward and backward through PyTorch's autograd.
+TRIPS = ("round_trip", "layer_trip", "rms_trip", "group_trip", "instance_trip")
 
 
 class Case(NamedTuple):
@@ -25,6 +28,8 @@ class Case(NamedTuple):
     dtype: str = "float32"
     offset: float = 0.0
     out: bool = False
+    groups: int = 1
+    masked: bool = False
 
     @property
     def label(self) -> str:
@@ -33,6 +38,8 @@ class Case(NamedTuple):
         extra = [self.dtype] if self.dtype != "float32" else []
         extra += [f"mean={self.offset:g}"] if self.offset else []
         extra += ["out="] if self.out else []
+        extra += [f"groups={self.groups}"] if self.groups > 1 else []
+        extra += ["where="] if self.masked else []
         return " ".join((self.operation, size, str(self.axis), *extra))
 
     @property
@@ -57,6 +64,7 @@ class Data(NamedTuple):
     out: Array
     axis: int
     reduced: tuple[int, ...]
+    mask: Array = None
 
 
 # KERNELS.md's table, which is what the promises are about; the benchmarks and the targets share it.
@@ -93,6 +101,8 @@ RMS = tuple(Case("rms_norm", shape, -1) for shape in LAYER_ROWS)
 MOMENTS = tuple(Case("moments", *row) for row in ROWS)
 MOMENTS_OF_IMAGES = Case("moments", *IMAGES, offset=100.0)
 MOMENTS_OF_BYTES = Case("moments", *IMAGES, dtype="uint8")
+SMALL_IMAGES = tuple(Case("moments", (64, 64, 3), -1, dtype=dtype) for dtype in ("uint8", "float32"))
+MASKED = (Case("moments", (65536, 64), -1, masked=True), Case("moments", (32, 64, 56, 56), 1, masked=True))
 BACKWARD = tuple(Case("backward", *row) for row in BACKWARD_ROWS)
 BACKWARD_WIDE = tuple(Case("backward", *row) for row in WIDE_ROWS)
 ROUND_TRIP = tuple(Case("round_trip", *row) for row in BACKWARD_ROWS)
@@ -123,12 +133,13 @@ def arrays(case: Case) -> Data:
     result = np.dtype(np.float32) if case.dtype == "uint8" else x.dtype
     weight, bias = (rng.random((2, width), dtype=np.float32) + np.float32(0.5)).astype(result)
     mean, var = (rng.random((2, width), dtype=np.float32) + np.float32(0.5)).astype(result)
-    gradient = case.operation in ("backward", "layer_backward", "round_trip")
-    dy = rng.standard_normal(shape, dtype=np.float32) if gradient else None
+    gradient = case.operation in ("backward", "layer_backward", *TRIPS)
+    dy = rng.standard_normal(shape, dtype=np.float32).astype(result, copy=False) if gradient else None
     # Written once here, so that no measurement pays for its first touch.
     out = np.full(shape, 0, result) if case.out else None
     reduced = (axis,) if case.operation in LAYERS else tuple(a for a in range(len(shape)) if a != axis)
-    return Data(case, x, weight, bias, mean, var, dy, out, axis, reduced)
+    mask = rng.random(shape, dtype=np.float32) > 0.1 if case.masked else None
+    return Data(case, x, weight, bias, mean, var, dy, out, axis, reduced, mask)
 
 
 def beside(data: Data, values: Array) -> Array:

@@ -1,5 +1,6 @@
 """The promised speeds, as data: which pairs each figure comes from, how they become one number, and what it must be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -8,8 +9,26 @@ from asv_bench import cases, machine, startup
 from asv_bench.cases import Case
 from asv_bench.paired import geometric_mean
 from asv_bench.record import Record
+from asv_bench.sweep import draw
 
-SUMMARIES = {"geometric mean": geometric_mean, "slowest": min, "largest": max}
+# A row of the sweep is slower than PyTorch below this; a row that takes PyTorch less than LONG is mostly Python's time.
+SLOWER, LONG = 0.95, 50e-6
+
+# The sweep that `targets` measures; its page draws another seed each time.
+SWEEP_SEED, SWEEP_ROWS = 334, 80
+
+
+def share_slower(ratios: list[float]) -> float:
+    """The share of rows in which the other is faster, in percent."""
+    return 100 * sum(ratio < SLOWER for ratio in ratios) / len(ratios)
+
+
+SUMMARIES: dict[str, Callable[[list[float]], float]] = {
+    "geometric mean": geometric_mean,
+    "slowest": min,
+    "largest": max,
+    "share": share_slower,
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,27 @@ class Goal:
             ratios = [1 / entry["ratio"] if self.inverse else entry["ratio"] for entry in entries if entry]
             figure = SUMMARIES[self.summary](ratios)
         return _row(self.what, figure, self.goal, self.unit, self.inverse, reasons, self.summary)
+
+
+@dataclass(frozen=True)
+class SweepGoal(Goal):
+    """One row about the sweep, without what PyTorch cannot do; `rows` are all, those that take PyTorch LONG, or the rest."""
+
+    rows: str = "all"
+
+    def judge(self, record: Record) -> dict[str, Any]:
+        entries = [record.get((case.label, name)) or {"error": "not measured"} for case, name in self.pairs]
+        able = [entry for entry in entries if not str(entry.get("error", "")).startswith("NotImplementedError")]
+        reasons = sorted({_reason(entry) for entry in able if "ratio" not in entry})
+        chosen = [
+            e["ratio"] for e in able if "ratio" in e and (self.rows == "all" or (e["other"] >= LONG) == (self.rows == "long"))
+        ]
+        figure = SUMMARIES[self.summary](chosen) if chosen and not reasons else None
+        return _row(self.what, figure, self.goal, self.unit, self.inverse, reasons or ["no such row"], self.summary)
+
+    @property
+    def unit(self) -> str:
+        return "%" if self.summary == "share" else "x"
 
 
 @dataclass(frozen=True)
@@ -97,8 +137,35 @@ def goals() -> list[Goal | StartGoal]:
             _against(cases.ROUND_TRIP, "torch"),
             slowest,
         ),
+        Goal(
+            "inference, out=, over a copy",
+            1.1,
+            _against([case for case in cases.INFERENCE_OUT if case.nbytes >= machine.large_bytes()], "copy"),
+            largest,
+            inverse=True,
+        ),
+        Goal("moments of one small image over OpenCV", 1.0, _against(cases.SMALL_IMAGES, "opencv"), slowest),
+        Goal("moments with a mask over numbagg's of NaN", 1.0, _against(cases.MASKED, "numbagg"), slowest),
+        *sweep(draw(SWEEP_SEED, SWEEP_ROWS)),
         StartGoal("cold compile of the first normalize", 3.0, startup.cold.__name__),
         StartGoal("warm first normalize in a new process", 0.3, startup.warm.__name__),
+    ]
+
+
+def sweep(rows: list[Case]) -> list[Goal | StartGoal]:
+    """The rows of the table about random cases beside PyTorch."""
+    mean, slowest = "geometric mean", "slowest"
+    pairs = _against(rows, "torch")
+    kinds = [
+        SweepGoal(f"sweep: {operation.replace('_', ' ')}", 1.3, tuple(p for p in pairs if p[0].operation == operation), mean)
+        for operation in dict.fromkeys(case.operation for case in sorted(rows))
+    ]
+    return [
+        SweepGoal(f"sweep of {len(rows)} random rows over PyTorch", 2.5, pairs, mean),
+        SweepGoal("sweep: rows of 50 us and more slower than PyTorch", 2.0, pairs, "share", inverse=True, rows="long"),
+        SweepGoal("sweep: rows of 50 us and more, each", 0.8, pairs, slowest, rows="long"),
+        SweepGoal("sweep: shorter rows, each", 0.5, pairs, slowest, rows="short"),
+        *kinds,
     ]
 
 

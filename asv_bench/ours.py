@@ -7,7 +7,7 @@ import numpy as np
 
 import keepnorm as kn
 from asv_bench import machine
-from asv_bench.cases import Data
+from asv_bench.cases import TRIPS, Data
 from asv_bench.contestant import Contestant
 
 
@@ -30,7 +30,9 @@ def affine(d: Data) -> Callable[[], Any]:
 
 
 def moments(d: Data) -> Callable[[], Any]:
-    x, axis = d.x, d.axis
+    x, axis, mask = d.x, d.axis, d.mask
+    if mask is not None:
+        return lambda: kn.moments(x, axis, where=mask)
     return lambda: kn.moments(x, axis)
 
 
@@ -42,6 +44,16 @@ def layer_norm(d: Data) -> Callable[[], Any]:
 def rms_norm(d: Data) -> Callable[[], Any]:
     x, weight, axis, out = d.x, d.weight, d.axis, d.out
     return lambda: kn.rms_norm(x, weight, axes=axis, out=out)
+
+
+def group_norm(d: Data) -> Callable[[], Any]:
+    x, weight, bias, axis, groups = d.x, d.weight, d.bias, d.axis, d.case.groups
+    return lambda: kn.group_norm(x, weight, bias, groups=groups, channel=axis)
+
+
+def instance_norm(d: Data) -> Callable[[], Any]:
+    x, weight, bias, axis = d.x, d.weight, d.bias, d.axis
+    return lambda: kn.instance_norm(x, weight, bias, channel=axis)
 
 
 def backward(d: Data) -> Callable[[], Any]:
@@ -57,15 +69,21 @@ def layer_backward(d: Data) -> Callable[[], Any]:
     return lambda: vjp(dy)
 
 
-def round_trip(d: Data) -> Callable[[], Any]:
+def _trip(d: Data) -> Callable[[], Any]:
     from asv_bench.peers import torch_
 
-    return torch_.round_trip_of(d, lambda x, weight, bias: kn.batch_norm(x, weight, bias, channel=1))
+    norms: dict[str, Callable[..., Any]] = {
+        "round_trip": lambda x, weight, bias: kn.batch_norm(x, weight, bias, channel=1),
+        "layer_trip": lambda x, weight, bias: kn.layer_norm(x, weight, bias, axes=-1),
+        "rms_trip": lambda x, weight, bias: kn.rms_norm(x, weight, bias, axes=-1),
+        "group_trip": lambda x, weight, bias: kn.group_norm(x, weight, bias, groups=d.case.groups, channel=1),
+        "instance_trip": lambda x, weight, bias: kn.instance_norm(x, weight, bias, channel=1),
+    }
+    return torch_.round_trip_of(d, norms[d.case.operation])
 
 
-OPERATIONS = {
-    f.__name__: f for f in (batch_norm, inference, affine, moments, layer_norm, rms_norm, backward, layer_backward, round_trip)
-}
+_FORWARD = (batch_norm, inference, affine, moments, layer_norm, rms_norm, group_norm, instance_norm)
+OPERATIONS = {f.__name__: f for f in (*_FORWARD, backward, layer_backward)} | dict.fromkeys(TRIPS, _trip)
 
 
 def prepare(data: Data) -> Contestant:
@@ -77,7 +95,7 @@ def prepare(data: Data) -> Contestant:
 def _fetch(operation: str, data: Data) -> Callable[[Any], tuple[Any, ...]]:
     if operation == "moments":
         return lambda m: (m.mean, m.var)
-    if operation == "round_trip":
+    if operation in TRIPS:
         from asv_bench.peers import torch_
 
         return torch_.fetch_gradients(data)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from asv_bench import targets
+from asv_bench.goals import SWEEP_ROWS, SWEEP_SEED
 from asv_bench.peers import TITLES
+from asv_bench.sweep import draw
 
 FOLDER = Path(__file__).parent.parent / "docs" / "performance"
 
@@ -18,7 +20,7 @@ SECTIONS = (
     ("layer_norm rms_norm", "torch", "Layer norm and RMS norm", ""),
     (
         "moments",
-        "torch jax numbagg dask sklearn numpy",
+        "torch jax numbagg opencv dask sklearn numpy",
         "Moments alone",
         "NumPy's figure is of uint8: a float copy and its moments.",
     ),
@@ -26,6 +28,9 @@ SECTIONS = (
     ("layer_backward", "torch", "Backward of layer norm", ""),
     ("round_trip", "torch", "Forward and backward through PyTorch's autograd", "Our kernels inside PyTorch's autograd."),
 )
+# The cases of the sweep have a section of their own.
+_RANDOM = {case.label for case in draw(SWEEP_SEED, SWEEP_ROWS)}
+
 COLOURS = {"torch": "#c44e52", "compile": "#dd8452", "jax": "#4c72b0"}
 
 
@@ -44,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def page(record: dict[str, Any]) -> str:
     """The whole page in Markdown."""
-    machine, entries = record["machine"], record["entries"]
+    machine, entries = record["machine"], [e for e in record["entries"] if e["case"] not in _RANDOM]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     threads, cache = machine["threads"], machine["cache_bytes"] / 2**20
     parts = [
@@ -64,6 +69,10 @@ def page(record: dict[str, Any]) -> str:
         rows = [e for e in entries if e["case"].split()[0] in operations.split() and e["against"] in names.split()]
         if rows:
             parts += [f"## {title}", *([note] if note else []), versus(rows)]
+    swept = [e for e in record["entries"] if e["case"] in _RANDOM]
+    if swept:
+        note = f"Operations, layouts, dtypes and shapes drawn by seed {SWEEP_SEED}; `python -m asv_bench.sweep` draws others."
+        parts += ["## Random rows", note, versus(swept)]
     limits = [e for e in entries if e["against"] in ("copy", "read")]
     if limits:
         note = "Rows larger than the cache; 1 is the speed of the memory itself."
@@ -120,6 +129,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     entries = [e for e in record["entries"] if e["case"].startswith("batch_norm") and len(e["case"].split()) == 3]
+    entries = [e for e in entries if e["case"] not in _RANDOM]
     entries = [e for e in entries if e["against"] in COLOURS and "ratio" in e]
     labels = list(dict.fromkeys(e["case"] for e in entries))
     figure = Figure(figsize=(8, 0.5 * max(len(labels), 3) + 1.2), layout="constrained")

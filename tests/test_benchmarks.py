@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asv_bench import cases, contestant, goals, machine, paired, peers, record, smoke, startup, targets
+from asv_bench import cases, contestant, goals, machine, paired, peers, record, smoke, startup, sweep, targets
 from asv_bench.benchmarks import starting, versus_memory, versus_peers
 from asv_bench.cases import Case
 from asv_bench.contestant import Contestant
@@ -26,6 +26,10 @@ NEEDS = {
     "jax": ("jax",),
     "keras": ("keras", "tensorflow"),
     "numpy": ("numpy",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "openvino": ("openvino", "onnx"),
+    "opencv": ("cv2",),
+    "bottleneck": ("bottleneck",),
     "numbagg": ("numbagg",),
     "dask": ("dask",),
     "sklearn": ("sklearn",),
@@ -297,3 +301,36 @@ def test_a_rehearsal_is_not_reported(tmp_path):
     source.write_text(json.dumps(made_up() | {"tiny": True}))
     with pytest.raises(SystemExit, match="--tiny"):
         report.main([str(source), "--folder", str(tmp_path)])
+
+
+def test_a_seed_draws_the_same_rows_and_every_operation_within_the_sizes():
+    rows = sweep.draw(3, 400)
+    assert rows == sweep.draw(3, 400) != sweep.draw(4, 400)
+    assert {case.operation for case in rows} == {*sweep.FORWARD, *sweep.TRIPS}
+    assert all(sweep.LEAST <= math.prod(case.shape) <= sweep.MOST for case in rows)
+    assert all(case.shape[case.axis] % case.groups == 0 for case in rows)
+
+
+def swept(ratios, others):
+    """A record of one random case for each ratio, and the goals about it."""
+    rows = sweep.draw(1, len(ratios))
+    entries = {(case.label, "torch"): {"ratio": r, "other": o} for case, r, o in zip(rows, ratios, others, strict=True)}
+    return [goal.judge(entries) for goal in goals.sweep(rows)], rows, entries
+
+
+def test_the_sweep_is_judged_by_its_mean_its_share_of_slower_rows_and_its_slowest():
+    (mean, share, long, short, *kinds), *_ = swept([4.0, 4.0, 0.9, 0.6], [1e-3, 1e-3, 1e-3, 1e-5])
+    assert mean["figure"] == pytest.approx((4.0 * 4.0 * 0.9 * 0.6) ** 0.25)
+    assert (share["figure"], share["met"]) == (pytest.approx(100 / 3), False)
+    assert (long["figure"], long["met"]) == (0.9, True)
+    assert (short["figure"], short["met"]) == (0.6, True)
+    assert kinds
+
+
+def test_what_pytorch_cannot_do_is_left_out_of_the_sweep_and_what_fails_is_not():
+    _, rows, entries = swept([4.0, 4.0], [1e-3, 1e-3])
+    key = rows[0].label, "torch"
+    entries[key] = {"error": "NotImplementedError: no such kernel"}
+    assert goals.sweep(rows)[0].judge(entries)["figure"] == 4.0
+    entries[key] = {"error": "ValueError: disagrees"}
+    assert goals.sweep(rows)[0].judge(entries)["figure"] is None

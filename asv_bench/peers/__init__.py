@@ -7,18 +7,23 @@ from collections.abc import Callable
 from importlib import import_module
 
 from asv_bench import yardsticks
-from asv_bench.cases import Data
+from asv_bench.cases import TRIPS, Data
 from asv_bench.contestant import Contestant
 
 NORMS = ("batch_norm", "inference", "layer_norm", "rms_norm")
+CELLS = ("group_norm", "instance_norm")
 
 # name: (file, how it is written for a reader, operations)
 PEERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "torch": ("torch_", "PyTorch eager", (*NORMS, "affine", "moments", "backward", "layer_backward", "round_trip")),
-    "compile": ("torch_", "torch.compile", (*NORMS, "moments")),
-    "jax": ("jax_", "JAX jit", (*NORMS, "moments", "backward")),
+    "torch": ("torch_", "PyTorch eager", (*NORMS, *CELLS, "affine", "moments", "backward", "layer_backward", *TRIPS)),
+    "compile": ("torch_", "torch.compile", (*NORMS, *CELLS, "moments")),
+    "jax": ("jax_", "JAX jit", (*NORMS, *CELLS, "moments", "backward")),
+    "onnxruntime": ("onnx_", "ONNX Runtime", ("inference", "layer_norm", "group_norm", "instance_norm")),
+    "openvino": ("onnx_", "OpenVINO", ("inference", "layer_norm", "group_norm", "instance_norm")),
     "keras": ("keras_", "Keras on TensorFlow", (*NORMS, "moments")),
     "numpy": ("numpy_", "NumPy", (*NORMS, "affine", "moments")),
+    "opencv": ("statistics_", "OpenCV meanStdDev", ("moments",)),
+    "bottleneck": ("statistics_", "bottleneck", ("moments",)),
     "numbagg": ("statistics_", "numbagg", ("moments",)),
     "dask": ("statistics_", "dask", ("moments",)),
     "sklearn": ("statistics_", "scikit-learn partial_fit", ("moments",)),

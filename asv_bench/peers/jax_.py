@@ -51,7 +51,7 @@ def _rms_norm(d: Data) -> tuple[Callable[..., Any], tuple[Array, ...]]:
 def _moments(d: Data) -> tuple[Callable[..., Any], tuple[Array, ...]]:
     def mean_var(x: Array) -> Any:
         x = x.astype(jnp.float32) if x.dtype == jnp.uint8 else x
-        return x.mean(d.reduced), x.var(d.reduced)
+        return x.mean(d.reduced, where=d.mask), x.var(d.reduced, where=d.mask)
 
     return mean_var, (d.x,)
 
@@ -68,7 +68,23 @@ def _backward(d: Data) -> tuple[Callable[..., Any], tuple[Array, ...]]:
     return gradients, (d.x, d.weight, d.bias, d.dy)
 
 
+def _group_norm(d: Data) -> tuple[Callable[..., Any], tuple[Array, ...]]:
+    axis, groups = d.axis, d.case.groups if d.case.operation == "group_norm" else d.x.shape[d.axis]
+    split = (*d.x.shape[:axis], groups, d.x.shape[axis] // groups, *d.x.shape[axis + 1 :])
+    reduced = tuple(a for a in range(1, len(split)) if a != axis)
+
+    def norm(x: Array, weight: Array, bias: Array) -> Array:
+        parts = x.reshape(split)
+        mean = parts.mean(reduced, keepdims=True)
+        var = jnp.square(parts).mean(reduced, keepdims=True) - jnp.square(mean)
+        return ((parts - mean) * jax.lax.rsqrt(var + EPS)).reshape(x.shape) * weight + bias
+
+    return norm, (d.x, beside(d, d.weight), beside(d, d.bias))
+
+
 _OPERATIONS = {
+    "group_norm": _group_norm,
+    "instance_norm": _group_norm,
     "batch_norm": _batch_norm,
     "inference": _inference,
     "layer_norm": _batch_norm,

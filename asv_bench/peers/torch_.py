@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from asv_bench import machine
-from asv_bench.cases import EPS, LAYERS, Data
+from asv_bench.cases import EPS, LAYERS, TRIPS, Data
 from asv_bench.contestant import Contestant
 
 Tensor = Any
@@ -24,8 +24,8 @@ def prepare(name: str, data: Data) -> Contestant:
         return Contestant(_backward(data), fetch_gradients(data), torch.get_num_threads())
     if operation == "layer_backward":
         return Contestant(_layer_backward(data), lambda grads: tuple(map(_array, grads)), torch.get_num_threads())
-    if operation == "round_trip":
-        return Contestant(round_trip_of(data, _train), fetch_gradients(data), torch.get_num_threads())
+    if operation in TRIPS:
+        return Contestant(round_trip_of(data, _TRIPS[operation](data)), fetch_gradients(data), torch.get_num_threads())
     function, arguments = _OPERATIONS[operation](data)
     if name == "compile":
         function = _compiled(function)
@@ -44,11 +44,15 @@ def round_trip_of(data: Data, norm: Callable[[Tensor, Tensor, Tensor], Tensor]) 
     """Forward, then the gradients of x, weight and bias, through autograd; our side uses it with our norm."""
     leaves = _leaves(data)
     dy = _channel_second(data, data.dy)
-    return lambda: torch.autograd.grad(norm(*leaves), leaves, dy)
+    wanted = leaves[:2] if data.case.operation == "rms_trip" else leaves  # PyTorch's RMS norm has no bias
+    parameters = (*leaves[:2], None) if data.case.operation == "rms_trip" else leaves
+    return lambda: torch.autograd.grad(norm(*parameters), wanted, dy)
 
 
 def fetch_gradients(data: Data) -> Callable[[Any], tuple[Any, ...]]:
-    return lambda grads: (np.moveaxis(_array(grads[0]), 1, data.axis), _array(grads[1]), _array(grads[2]))
+    if data.case.operation in LAYERS:
+        return lambda grads: tuple(map(_array, grads))
+    return lambda grads: (np.moveaxis(_array(grads[0]), 1, data.axis), *map(_array, grads[1:]))
 
 
 def _train(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -83,6 +87,18 @@ def _rms_norm(d: Data) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
     return (lambda x, w: F.rms_norm(x, size, w, EPS)), (tensor(d.x), tensor(d.weight))
 
 
+def _group_norm(d: Data) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    groups = d.case.groups
+    return (lambda x, w, b: F.group_norm(x, groups, w, b, EPS)), (_channel_second(d, d.x), tensor(d.weight), tensor(d.bias))
+
+
+def _instance_norm(d: Data) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=weight, bias=bias, eps=EPS)
+
+    return norm, (_channel_second(d, d.x), tensor(d.weight), tensor(d.bias))
+
+
 def _moments(d: Data) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
     convert = not np.issubdtype(d.x.dtype, np.floating) and d.x.dtype.name != "bfloat16"
 
@@ -105,7 +121,21 @@ def _layer_backward(d: Data) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
+def _rms_trip(d: Data) -> Callable[..., Tensor]:
+    return lambda x, weight, _: F.rms_norm(x, d.x.shape[-1:], weight, EPS)
+
+
+_TRIPS: dict[str, Callable[[Data], Callable[..., Tensor]]] = {
+    "round_trip": lambda _: _train,
+    "layer_trip": lambda d: _layer_norm(d)[0],
+    "rms_trip": _rms_trip,
+    "group_trip": lambda d: _group_norm(d)[0],
+    "instance_trip": lambda d: _instance_norm(d)[0],
+}
+
 _OPERATIONS = {
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
     "batch_norm": _batch_norm,
     "inference": _inference,
     "affine": _affine,
@@ -124,7 +154,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _channel_second(d: Data, a: np.ndarray[Any, Any]) -> Tensor:
-    return torch.movedim(tensor(a), d.axis, 1)
+    """The tensor as PyTorch's norms want it: the channel second, layers as they are."""
+    return tensor(a) if d.case.operation in LAYERS else torch.movedim(tensor(a), d.axis, 1)
 
 
 def _leaves(d: Data) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,5 +175,6 @@ def _fetch_moments(result: Any) -> tuple[Any, ...]:
 
 
 def _array(value: Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = value.detach().float().numpy()
+    value = value.detach()
+    array: np.ndarray[Any, Any] = (value if value.dtype is torch.float64 else value.float()).numpy()
     return array
