@@ -1,5 +1,6 @@
 """Every bad input is a builtin error, raised before any engine, that names the argument and says what was got."""
 
+import inspect
 import re
 import warnings
 
@@ -339,3 +340,27 @@ def test_an_error_comes_before_any_engine(run_python, name):
         "else: sys.exit('no error')\n"
         "sys.exit('numba' in sys.modules)"
     )
+
+
+BIG = {
+    "array": np.zeros((400, 300)),
+    "whole numbers": np.arange(10**5),
+    "list of arrays": [np.zeros(300)] * 400,
+    "long list": list(range(10**5)),
+    "long string": "a" * 10**5,
+}
+
+
+@pytest.mark.parametrize("what", BIG)
+@pytest.mark.parametrize("name", CALLS)
+def test_no_error_prints_an_array(name, what):
+    for parameter in inspect.signature(getattr(kn, name)).parameters:
+        if parameter not in ("x", "sizes", "unknown"):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                CALLS[name](X, **{parameter: BIG[what]})
+            assert len(str(caught.value)) < 600, parameter
+            assert "array(" not in str(caught.value), parameter
+    if not isinstance(BIG[what], np.ndarray):
+        with pytest.raises(TypeError) as caught:
+            CALLS[name](BIG[what])
+        assert len(str(caught.value)) < 600

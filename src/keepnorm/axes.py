@@ -20,6 +20,7 @@ Keep = int | Sequence[int] | str
 # True is an int to Python, and np.True_ one to an older NumPy, but neither is an axis.
 BOOLS = (bool, bool_)
 
+_LONGEST = 200  # characters of a pattern, which errors repeat
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*|[()]|1(?!\d))")
 
 
@@ -142,6 +143,9 @@ def _resolve(
     affine: str | tuple[int, ...] | None,
     sizes: tuple[tuple[str, int], ...],
 ) -> Axes:
+    for name, word in (("keep", keep), ("affine", affine)):
+        if isinstance(word, str) and len(word) > _LONGEST:
+            raise ValueError(f"{name} must be a pattern of at most {_LONGEST} characters; got {described(word)}")
     if isinstance(keep, str):
         return _resolve_pattern(shape, keep, affine, dict(sizes))
     if sizes:
@@ -197,13 +201,13 @@ def _resolve_pattern(
     affine: str | tuple[int, ...] | None,
     sizes: dict[str, int],
 ) -> Axes:
-    left, arrow, right = pattern.partition("->")
+    _, arrow, right = pattern.partition("->")
     if not arrow:
         raise ValueError(
             f"keep={pattern!r} is no pattern: write the axes of x, '->' and the names that survive, "
             "such as 'n h w c -> c' (a bare dimension name is for xarray.DataArray)"
         )
-    groups = _fill_ellipsis(_parse(left, pattern), shape, pattern)
+    groups = _groups(pattern, shape)
     names = [name for group in groups for name in group]
     for name in names:
         if names.count(name) > 1 and name != "1":
@@ -227,6 +231,15 @@ def _resolve_pattern(
         sources = normal(affine, len(shape), "affine", shape)
         with_affine = tuple(a for a, source in enumerate(origin) if source in sources)
     return Axes(shape, tuple(split), tuple(kept), with_affine, tuple(origin))
+
+
+def names_of(pattern: str, shape: tuple[int, ...]) -> list[str]:
+    """The name that a pattern gives to each axis of x, after the axes that it groups have been split."""
+    return [name for group in _groups(pattern, shape) for name in group]
+
+
+def _groups(pattern: str, shape: tuple[int, ...]) -> list[list[str]]:
+    return _fill_ellipsis(_parse(pattern.partition("->")[0], pattern), shape, pattern)
 
 
 def _parse(text: str, pattern: str) -> list[list[str]]:

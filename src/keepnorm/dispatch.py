@@ -25,6 +25,8 @@ from typing import Any
 import array_api_compat as compat
 import numpy as np
 
+from keepnorm import hints
+
 _NAMES: dict[type, str] = {np.ndarray: "host", np.memmap: "host"}
 _ENGINES: dict[type, ModuleType] = {}
 
@@ -118,10 +120,9 @@ def _find(x: Any) -> str:
         return "xarray"
     if "sparse" not in roots and hasattr(x, "__array_namespace__"):
         return "standard"
-    hint = next((_HINTS[root] for root in _HINTS if root in roots), "pass an array, such as numpy.asarray(x)")
     raise TypeError(
         f"x must be an array: NumPy, CuPy, PyTorch, JAX, dask, xarray.DataArray or an array API library's; "
-        f"got {_qualified(type(x))} ({hint})"
+        f"got {_qualified(type(x))} ({hints.for_x(x)})"
     )
 
 
@@ -144,15 +145,4 @@ _SUBCLASSES = {
         ),
     )
     for name in names
-}
-
-# By the package that a type comes from: what to pass instead.
-_HINTS = {
-    "pandas": "pass x.to_numpy(), with keep=1 for one mean per column",
-    "polars": "pass x.to_numpy(), with keep=1 for one mean per column",
-    "pyarrow": "pass x.to_numpy()",
-    "scipy": "pass x.toarray(): subtracting a mean leaves nothing sparse",
-    "sparse": "pass x.todense(): subtracting a mean leaves nothing sparse",
-    "xarray": "pass one DataArray, such as x['temperature']",
-    "tensorflow": "pass x.numpy(), or torch.from_dlpack(x) without a copy",
 }

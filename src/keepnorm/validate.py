@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keepnorm import dispatch
+from keepnorm import dispatch, hints
 from keepnorm.axes import Axes
 from keepnorm.bounded import remember
 from keepnorm.keywords import REQUIRED, axes_word, check_sizes, described
@@ -33,6 +33,7 @@ class Call(NamedTuple):
     affine_shape: tuple[int, ...]
     source_affine_shape: tuple[int, ...]
     kept_shape: tuple[int, ...]
+    words: tuple[Any, ...] | None  # (keep, affine) where the function is told so
     result: str
     kind: Any
     dtype: Any
@@ -79,7 +80,7 @@ def _new(
     name = dispatch.name_of(x)
     result = result_name(dispatch.dtype_name(x.dtype))
     if name == "xarray":  # unwrapped by the caller, who comes back with its data
-        return Call(dispatch.load(name), name, None, (), (), (), (), result, type(x), x.dtype, False, _nothing())
+        return Call(dispatch.load(name), name, None, (), (), (), (), None, result, type(x), x.dtype, False, _nothing())
     shape = _shape(x)
     axes = build(shape, *words, sizes) if build is general else build(shape, *words)
     return Call(
@@ -90,6 +91,7 @@ def _new(
         axes.affine_shape,
         axes.source_affine_shape,
         axes.kept_shape,
+        words if build is general else None,
         result,
         type(x),
         x.dtype,
@@ -132,8 +134,9 @@ def parameter(value: Any, name: str, known: Call) -> Any:
     axes = known.axes
     needed = known.source_affine_shape
     affine = tuple(sorted({axes.origin[a] for a in axes.affine}))
+    hint = hints.for_parameter(name, tuple(shape), axes, known.words if name in ("weight", "bias") else None)
     raise ValueError(
-        f"{name} has shape {tuple(shape)}, but the affine axes {affine} of x with shape {known.shape} need {needed}"
+        f"{name} has shape {tuple(shape)}, but the affine axes {affine} of x with shape {known.shape} need {needed}{hint}"
     )
 
 
@@ -157,7 +160,8 @@ def mask(where: Any, known: Call) -> Any:
     if len(shape) > len(known.shape) or any(
         n not in (1, size) for n, size in zip(reversed(shape), reversed(known.shape), strict=False)
     ):
-        raise ValueError(f"where must broadcast to the shape of x, {known.shape}; got shape {shape}")
+        hint = hints.for_mask(shape, known.shape)
+        raise ValueError(f"where must broadcast to the shape of x, {known.shape}; got shape {shape}{hint}")
     return where
 
 
