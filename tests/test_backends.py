@@ -67,6 +67,28 @@ def test_a_mask_leaves_values_out(rng, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_weight_without_axes_and_its_gradient(rng, name):
+    k = kind(name)
+    x, dy = (operands(rng, (3, 4))[0] for _ in range(2))
+    w = np.array(2.0, np.float32)
+    parameter, parameter_type = (w, np.ndarray) if name == "xarray" else (k.make(w), k.type)
+
+    def ours(x, dy, w):
+        y, vjp = kn.normalize_vjp(x, 1, w, w, affine=())
+        return y, *vjp(dy)
+
+    y, dx, dweight, dbias = k.run(ours, k.make(x), k.make(dy), parameter)
+    exact = oracle.gradients(x, dy, 1, w, affine=())
+    assert_output(k.read(y), oracle.normalize(x, 1, w, w, affine=()), x.size, name)
+    assert_gradient(k.read(dx), exact[0], np.abs(exact[0]).max(), x.size, name)
+    for got, want in ((dweight, exact[1]), (dbias, exact[2])):
+        assert isinstance(got, parameter_type)
+        assert tuple(got.shape) == ()
+        assert dispatch.dtype_name(got.dtype) == "float32"
+        assert_gradient(got if name == "xarray" else k.read(got), want, np.abs(want).max() + 1, x.size, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_dtype_of_the_table(rng, name):
     k = kind(name)
     for dtype in BACKENDS[name].dtypes:

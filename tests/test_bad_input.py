@@ -139,6 +139,11 @@ class TestParameters:
         with pytest.raises(TypeError, match=rf"{parameter} must hold real numbers; got {np.dtype(dtype).name}"):
             CALLS[name](X, **{parameter: np.ones(NEEDED.get(name, 3), dtype)})
 
+    def test_a_masked_array_does_not_lose_its_mask(self, name, parameter):
+        masked = np.ma.masked_array(np.ones(NEEDED.get(name, 3), np.float32), np.arange(NEEDED.get(name, 3)) == 1)
+        with pytest.raises(TypeError, match=rf"{parameter} is a masked array: its mask would be lost, .*; got a numpy.ma"):
+            CALLS[name](X, **{parameter: masked})
+
     @pytest.mark.parametrize("wrong", [[1.0, 1.0, 1.0], 1.0, "ones"])
     def test_no_array(self, name, parameter, wrong):
         with pytest.raises(TypeError, match=rf"{parameter} must be an array .*numpy; got {type(wrong).__name__}"):
@@ -154,6 +159,32 @@ def test_affine_parameters():
         kn.affine(X, None, W, keep=1)
     with pytest.raises(ValueError, match=r"weight has shape \(3,\), but the affine axes \(0, 2\) of x .* need \(2, 4\)"):
         kn.normalize(X, 1, W, affine=(0, 2))
+
+
+def test_a_masked_array_is_nowhere_read_as_a_plain_one():
+    def masked(values):
+        return np.ma.masked_array(values, np.zeros(np.shape(values), bool))
+
+    w, bn = masked(W), kn.BatchNorm(3, keep=1)
+    bn.weight = w
+    calls = {
+        "scale": lambda: kn.affine(X, w, keep=1),
+        "shift": lambda: kn.affine(X, W, w, keep=1),
+        "where": lambda: kn.moments(X, 1, where=masked(X > 0)),
+        "out": lambda: kn.normalize(X, 1, out=masked(np.empty_like(X))),
+        "dy": lambda: kn.normalize_vjp(X, 1)[1](masked(X)),
+        "mean": lambda: kn.Moments.from_mean_var(w, W, keep=1, ndim=3),
+        "var": lambda: kn.Moments.from_mean_var(W, w, keep=1, ndim=3),
+        "count": lambda: kn.Moments.from_mean_var(W, W, keep=1, ndim=3, count=masked(np.ones(3, int))),
+        "a parameter or running moment": lambda: bn(X, training=False),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} is a masked array: its mask would be lost"):
+            call()
+    for call in (lambda: bn(X, training=True), lambda: bn.vjp(X), bn.fold, lambda: kn.dialects.dump("torch", bn)):
+        with pytest.raises(TypeError, match="a masked array"):
+            call()
+    assert bn.state.updates == 0
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -244,6 +275,13 @@ class TestOut:
         with pytest.raises(ValueError, match=r"out must .*; got "):
             CALLS[name](X, out=shared)
 
+    def test_places_that_overlap_without_a_step_of_zero(self, name):
+        shared = np.lib.stride_tricks.as_strided(np.zeros(24, np.float32), X.shape, (16, 8, 4))
+        with pytest.raises(
+            ValueError, match=r"out must have a place of its own for every value; got the strides \(16, 8, 4\)"
+        ):
+            CALLS[name](X, out=shared)
+
     @pytest.mark.parametrize("wrong", [[[0.0]], (np.empty_like(X),), "out", True])
     def test_no_array(self, name, wrong):
         with pytest.raises(TypeError, match=f"out must be an array .*; got {type(wrong).__name__}"):
@@ -302,8 +340,18 @@ class TestEmpty:
         np.testing.assert_array_equal(kn.normalize(x, 1, bias=bias).ravel(), bias)
         np.testing.assert_array_equal(kn.normalize(X, (0, 1, 2)), np.zeros_like(X))
 
+    @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
+    def test_an_empty_result_has_an_output(self, shape):
+        x = np.zeros(shape, np.float32)
+        given = kn.Moments.from_mean_var(np.zeros(shape[1]), np.ones(shape[1]), keep=1, ndim=3)
+        for out in (np.empty_like(x), np.empty(shape[::-1], np.float32).T):
+            assert kn.batch_norm(x, channel=1, moments=given, out=out) is out
+            assert kn.affine(x, np.ones(shape[1]), keep=1, out=out) is out
+
     def test_an_array_of_no_axes(self):
         x = np.array(3.0, np.float32)
+        with pytest.raises(ValueError, match=r"keep must be \(\), as x has no axes; got 0"):
+            kn.moments(x, 0)
         assert kn.moments(x, ()).mean == 3
         assert kn.normalize(x, ()).shape == ()
         assert kn.normalize(x, ()) == 0

@@ -141,3 +141,19 @@ def test_a_chunk_is_not_copied(monkeypatch):
     finally:
         tracemalloc.stop()
     assert x.nbytes <= peak <= x.nbytes * 1.01
+
+
+def test_chunks_with_a_mask_are_refused_before_anything_is_computed(rng):
+    x, lazy, _ = operands(rng)
+    masked, where = (da.from_array(np.ma.masked_array(a, x > 50)) for a in (x, x > 0))
+    weight = da.from_array(np.ma.masked_array(np.ones(8, np.float32), np.arange(8) == 1))
+    calls = {
+        "x": lambda: kn.moments(masked, 1),
+        "where": lambda: kn.moments(lazy, 1, where=where),
+        "a weight, a bias or dy": lambda: kn.batch_norm(lazy, weight, channel=1),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} is a masked array"):
+            call()
+    with pytest.raises(TypeError, match="dy is a masked array"):
+        kn.normalize_vjp(lazy, 1)[1](masked)

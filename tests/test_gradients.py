@@ -44,7 +44,7 @@ def check(x, dy, keep, weight=None, bias=None, what="", **options):
             if parameter is None:
                 assert mine is None
             else:
-                assert mine.dtype == parameter.dtype
+                assert (type(mine), mine.dtype) == (np.ndarray, parameter.dtype)
                 assert_gradient(mine, exact, np.abs(exact).max(initial=0), count, f"{what} parameter")
 
 
@@ -53,6 +53,14 @@ def operands(rng, shape, keep, offset, dtype=np.float32):
     dy = (rng.standard_normal(shape) + 0.1).astype(dtype)
     weight, bias = (np.asarray(rng.standard_normal(oracle.kept_shape(x, keep)) + 1, dtype) for _ in range(2))
     return x, dy, weight, bias
+
+
+@pytest.mark.parametrize("scalar", [np.asarray, np.float32])
+def test_weights_without_axes_and_numbers_that_numpy_took_out_of_an_array(rng, scalar):
+    x, dy = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    for keep in (1, ()):
+        check(x, dy, keep, scalar(2.0), scalar(-1.0), "without axes", affine=())
+    np.testing.assert_array_equal(kn.affine(x, scalar(2.0), scalar(1.0), keep=()), 2 * x + 1)
 
 
 @pytest.mark.parametrize("shape", [(8209, 65), (4001, 211), (1031, 512), (1033, 513), (200_003, 3), (600, 1100)], ids=str)

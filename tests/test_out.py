@@ -1,12 +1,17 @@
 """out=: the same array comes back, holding what a call without it gives, whatever its layout and whatever it overlaps."""
 
+from itertools import product
+
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import keepnorm as kn
 from keepnorm.axes import resolve
 from keepnorm.engines.memory import parameters_for, walk
+from keepnorm.places import distinct
 from tests.layouts import LAYOUTS
 
 SHAPE = (4, 6, 5, 3)
@@ -134,6 +139,22 @@ def test_a_large_x_in_place_by_several_threads(rng):
         assert y.tobytes() == kn.normalize(x, keep).tobytes()
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), max_size=4), st.integers(1, 3))
+def test_places_are_distinct_exactly_where_no_two_values_share_a_byte(axes, itemsize):
+    shape, strides = [n for n, _ in axes], [step for _, step in axes]
+    starts = [sum(i * step for i, step in zip(index, strides, strict=True)) for index in product(*map(range, shape))]
+    taken = [start + byte for start in starts for byte in range(itemsize)]
+    assert distinct(shape, strides, itemsize) == (len(set(taken)) == len(taken))
+
+
+def test_an_output_whose_places_interleave_is_taken(rng):
+    """Steps of 3 and 2 values: no axis steps over the other one, and yet no two values meet."""
+    x, memory = rng.standard_normal((2, 3)).astype(np.float32), np.zeros(8, np.float32)
+    out = np.lib.stride_tricks.as_strided(memory, (2, 3), (12, 8))
+    assert kn.layer_norm(x, axes=1, out=out) is out
+    np.testing.assert_array_equal(out, kn.layer_norm(x, axes=1))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_fresh_result_has_the_layout_of_x(rng, layout):
     x = LAYOUTS[layout](rng.standard_normal(SHAPE).astype(np.float32))
@@ -148,8 +169,8 @@ def test_parameters_that_lie_in_the_output_are_copied_before_it_is_written():
     x = np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32)
     weight, bias = memory[0], memory[3]
     steps = walk(resolve(x.shape, 0, 1), (x, memory))
-    for given in ((weight, bias), (None, bias), (weight, None)):
-        assert not any(np.shares_memory(memory, p) for p in parameters_for(steps, *given, memory, False))
+    for pair in ((weight, bias), (None, bias), (weight, None)):
+        assert not any(np.shares_memory(memory, p) for p in parameters_for(steps, *pair, memory, False))
     expected = kn.layer_norm(x, weight.copy(), bias.copy(), axes=1)
     assert kn.layer_norm(x, weight, bias, axes=1, out=memory) is memory
     assert memory.tobytes() == expected.tobytes()

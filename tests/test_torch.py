@@ -176,6 +176,95 @@ def test_sparse_is_told_what_to_pass():
         kn.normalize(torch.eye(3).to_sparse(), 1)
 
 
+MEANINGFUL = {
+    "masked": (lambda x: torch.masked.masked_tensor(x, x > 0), "masked tensor", r"x\.get_data\(\) with where=x\.get_mask\(\)"),
+    "strided": (lambda x: torch.nested.nested_tensor(list(x)), "nested tensor", r"x\.unbind\(\)"),
+    "jagged": (lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged), "nested tensor", r"x\.unbind\(\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of:UserWarning")  # of masked and of nested tensors
+@pytest.mark.parametrize("name", MEANINGFUL)
+def test_what_is_no_plain_tensor_is_told_what_to_pass(name):
+    make, what, hint = MEANINGFUL[name]
+    x = torch.arange(12.0).reshape(4, 3)
+    kn.normalize(x, 1)  # the type and the shape of a strided nested tensor are then known
+    for call in (lambda a: kn.normalize(a, 1), lambda a: kn.moments(a, 1), lambda a: kn.layer_norm(a, axes=-1)):
+        with pytest.raises(TypeError, match=f"x is a {what}.*{hint}"):
+            call(make(x))
+    calls = {
+        "scale": lambda: kn.affine(x, make(x), keep=(0, 1)),
+        "weight": lambda: kn.normalize(x, 1, make(x), affine=(0, 1)),
+        "where": lambda: kn.normalize(x, 1, where=make(x > 5)),
+        "out": lambda: kn.normalize(x, 1, out=make(x)),
+        "dy": lambda: kn.normalize_vjp(x, 1)[1](make(x)),
+        "mean": lambda: kn.Moments.from_mean_var(make(x), x, keep=(0, 1), ndim=2),
+    }
+    for argument, call in calls.items():
+        if (name, argument) != ("masked", "where"):  # PyTorch has no masked tensors of bool
+            with pytest.raises(TypeError, match=f"{argument} is a {what}"):
+                call()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:Sparse:UserWarning")  # PyTorch's own
+def test_quantized_and_blocked_tensors_are_refused():
+    x = torch.arange(12.0).reshape(4, 3)
+    with pytest.raises(TypeError, match=r"x must hold bool.*; got qint8"):
+        kn.normalize(torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), 1)
+    with pytest.raises(TypeError, match=r"weight must hold real numbers; got qint8"):
+        kn.normalize(x, 1, torch.quantize_per_tensor(x[0], 0.1, 0, torch.qint8))
+    for other in (x.to_sparse_csr(), x.to_mkldnn()):
+        with pytest.raises(TypeError, match=r"pass x.to_dense\(\)"):
+            kn.normalize(x, 1, out=other)
+
+
+@pytest.mark.parametrize("make", [torch.nn.Parameter, torch.nn.Buffer, lambda x: x.as_subclass(Named)])
+def test_subclasses_have_the_values_of_tensors(make):
+    x, w, b = operands(dtype=torch.float32)
+    expected = kn.normalize(x, 1, w, b)
+    torch.testing.assert_close(kn.normalize(make(x), 1, make(w), make(b)).detach().as_subclass(torch.Tensor), expected)
+
+
+class Named(torch.Tensor):
+    """A tensor with another name."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_weights_and_data_without_axes(dtype):
+    x, w = torch.arange(12, dtype=dtype).reshape(4, 3).requires_grad_(), torch.tensor(2, dtype=dtype, requires_grad=True)
+    y = kn.normalize(x, 1, w, w, affine=())
+    (y * y.detach()).sum().backward()
+    hat = ((y - w) / w).detach().double()
+    want = (y.detach().double() * hat).sum()
+    assert w.grad.shape == ()
+    torch.testing.assert_close(w.grad, (want + y.detach().double().sum()).to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=0)
+    point = torch.tensor(3, dtype=dtype)
+    assert kn.normalize(point, ()) == 0
+    assert kn.moments(point, ()).mean == 3
+    assert kn.normalize_vjp(point, ())[1](point).x.shape == ()
+    with pytest.raises(ValueError, match=r"keep must be \(\), as x has no axes"):
+        kn.normalize(point, 0)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        lambda: torch.ones(1, 3).expand(4, 3),
+        lambda: torch.zeros(9).as_strided((4, 3), (2, 1)),
+        lambda: torch.zeros(4, 5).as_strided((4, 3), (1, 1)),
+    ],
+)
+def test_an_output_that_overlaps_itself_is_refused(out):
+    x, y = torch.ones(4, 3), out()
+    before = y.clone()
+    for call in (lambda: kn.layer_norm(x, axes=-1, out=y), lambda: kn.affine(x, torch.ones(3), keep=1, out=y)):
+        with pytest.raises(ValueError, match="out must have a place of its own for every value; got the strides"):
+            call()
+    assert torch.equal(y, before)
+    apart = torch.zeros(8).as_strided((2, 3), (3, 2))
+    assert torch.equal(kn.layer_norm(x[:2], axes=-1, out=apart), kn.layer_norm(x[:2], axes=-1))
+
+
 @pytest.mark.parametrize(
     "layout",
     [

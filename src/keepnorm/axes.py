@@ -178,6 +178,8 @@ def as_ints(axes: int | Iterable[int], name: str) -> tuple[int, ...]:
 def normal(axes: tuple[int, ...], ndim: int, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Count negative axes from the end, refuse what is out of range or doubled, and sort."""
     for a in axes:
+        if not ndim:
+            raise ValueError(f"{name} must be (), as x has no axes; got {axes if len(axes) != 1 else axes[0]}")
         if not -ndim <= a < ndim:
             raise ValueError(
                 f"{name}={described(axes if len(axes) != 1 else axes[0])} does not fit x with shape {shape}: "

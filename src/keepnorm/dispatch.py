@@ -26,6 +26,7 @@ import array_api_compat as compat
 import numpy as np
 
 from keepnorm import hints
+from keepnorm.subclasses import qualified, refuse
 
 _NAMES: dict[type, str] = {np.ndarray: "host", np.memmap: "host"}
 _ENGINES: dict[type, ModuleType] = {}
@@ -45,12 +46,15 @@ def engine_of(x: Any) -> ModuleType:
     return engine
 
 
-def name_of(x: Any) -> str:
-    """The name of the engine that serves x, loading nothing; "xarray" for a DataArray, which is unwrapped first."""
+def name_of(x: Any, role: str = "x") -> str:
+    """The name of the engine that serves x, loading nothing; "xarray" for a DataArray, which is unwrapped first.
+
+    `role` is what an error calls x.
+    """
     kind = type(x)
     name = _NAMES.get(kind)
     if name is None:
-        name = _NAMES[kind] = _find(x)
+        name = _NAMES[kind] = _find(x, role)
     return name
 
 
@@ -104,9 +108,8 @@ def _last_word(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 
-def _find(x: Any) -> str:
-    if isinstance(x, np.ndarray):
-        raise TypeError(_SUBCLASSES.get(_qualified(type(x)), _SUBCLASS).format(_qualified(type(x))))
+def _find(x: Any, role: str) -> str:
+    refuse(x, role)
     if compat.is_torch_array(x):
         return "torch"
     if compat.is_jax_array(x):
@@ -121,28 +124,6 @@ def _find(x: Any) -> str:
     if "sparse" not in roots and hasattr(x, "__array_namespace__"):
         return "standard"
     raise TypeError(
-        f"x must be an array: NumPy, CuPy, PyTorch, JAX, dask, xarray.DataArray or an array API library's; "
-        f"got {_qualified(type(x))} ({hints.for_x(x)})"
+        f"{role} must be an array: NumPy, CuPy, PyTorch, JAX, dask, xarray.DataArray or an array API library's; "
+        f"got {qualified(type(x))} ({hints.for_x(x)})"
     )
-
-
-def _qualified(kind: type) -> str:
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return module + kind.__qualname__
-
-
-_SUBCLASS = "x is a subclass of numpy.ndarray whose meaning would be lost: pass numpy.asarray(x); got a {}"
-_SUBCLASSES = {
-    name: message
-    for names, message in (
-        (
-            ("numpy.ma.MaskedArray", "numpy.ma.core.MaskedArray"),
-            "x is a masked array: pass its values and its mask, x.data with where=~numpy.ma.getmaskarray(x); got a {}",
-        ),
-        (
-            ("numpy.matrix", "numpy.matrixlib.defmatrix.matrix"),
-            "x is a numpy.matrix, which has two axes whatever is reduced: pass numpy.asarray(x); got a {}",
-        ),
-    )
-    for name in names
-}

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 
 from keepnorm.axes import as_ints, normal
 from keepnorm.keywords import REQUIRED, check, described
+from keepnorm.subclasses import refuse
 
 Array = Any
 
@@ -101,12 +102,16 @@ class Moments:
 
         Raises
         ------
+        TypeError
+            If mean, var or count is a masked array.
         ValueError
             If the shapes differ, the number of axes is not that of `keep`, or a variance or a count is negative (values are
             only read from NumPy arrays).
         """
         check(Moments.from_mean_var, unknown, keep=keep, ndim=ndim)
         axes = normal(as_ints(keep, "keep"), ndim, "keep", (-1,) * ndim)
+        for name, values in (("mean", mean), ("var", var), ("count", count)):
+            refuse(values, name)
         mean, var = _as_array(mean), _as_array(var)
         xp = array_namespace(mean, var)
         if mean.shape != var.shape:

@@ -5,13 +5,22 @@ from typing import Any
 
 import array_api_compat as compat
 
+from keepnorm.subclasses import refuse
+
 Array = Any
 
 
 def to_numpy(values: Array) -> Array:
-    """`values` as a NumPy array, from any library and device; without a copy where the memory can be shared."""
+    """`values` as a NumPy array, from any library and device; without a copy where the memory can be shared.
+
+    Raises
+    ------
+    TypeError
+        If it is masked, or another array whose meaning would be lost.
+    """
     import numpy as np
 
+    refuse(values, "a parameter or running moment")
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     elif compat.is_cupy_array(values):

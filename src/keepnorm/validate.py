@@ -17,8 +17,10 @@ from keepnorm.axes import Axes
 from keepnorm.bounded import remember
 from keepnorm.keywords import REQUIRED, axes_word, check_sizes, described
 from keepnorm.moments import Moments
+from keepnorm.places import distinct
 from keepnorm.precision import result_name
 from keepnorm.roles import general, group
+from keepnorm.subclasses import shape_of
 
 Array = Any
 
@@ -62,7 +64,7 @@ def call(
     try:
         key = (build, type(x), x.shape, x.dtype, words, types)
         known = _CALLS.get(key)
-    except (AttributeError, TypeError):  # x is no array, or a word is a list
+    except (AttributeError, TypeError, RuntimeError):  # x is no array, or nested, or a word is a list
         return _new(build, x, words, sizes, function)
     if known is None:
         known = _new(build, x, words, sizes, function)
@@ -105,7 +107,7 @@ def _nothing() -> list[list[Any]]:
 
 
 def _shape(x: Array) -> tuple[int, ...]:
-    shape = tuple(x.shape)
+    shape = shape_of(x, "x")
     if any(n is None or n != n for n in shape):  # NaN is the size that dask does not know yet
         raise ValueError(f"x must have a known shape: call x.compute_chunk_sizes() first; got {shape}")
     return shape
@@ -126,17 +128,17 @@ def parameter(value: Any, name: str, known: Call) -> Any:
     if type(value) is not known.kind or value.dtype is not known.dtype:
         value = _of_library(value, name, known)
         result_name_of(value, name)
-    shape = value.shape
+    shape = shape_of(value, name)
     if shape == known.affine_shape:
         return value
-    if tuple(shape) == known.source_affine_shape:
+    if shape == known.source_affine_shape:
         return value.reshape(known.affine_shape) if hasattr(value, "reshape") else _reshape(value, known.affine_shape)
     axes = known.axes
     needed = known.source_affine_shape
     affine = tuple(sorted({axes.origin[a] for a in axes.affine}))
-    hint = hints.for_parameter(name, tuple(shape), axes, known.words if name in ("weight", "bias") else None)
+    hint = hints.for_parameter(name, shape, axes, known.words if name in ("weight", "bias") else None)
     raise ValueError(
-        f"{name} has shape {tuple(shape)}, but the affine axes {affine} of x with shape {known.shape} need {needed}{hint}"
+        f"{name} has shape {shape}, but the affine axes {affine} of x with shape {known.shape} need {needed}{hint}"
     )
 
 
@@ -156,7 +158,7 @@ def mask(where: Any, known: Call) -> Any:
     where = _of_library(where, "where", known)
     if dispatch.dtype_name(where.dtype) != "bool":
         raise TypeError(f"where must hold bool; got {dispatch.dtype_name(where.dtype)}")
-    shape = tuple(where.shape)
+    shape = shape_of(where, "where")
     if len(shape) > len(known.shape) or any(
         n not in (1, size) for n, size in zip(reversed(shape), reversed(known.shape), strict=False)
     ):
@@ -173,17 +175,25 @@ def output(out: Any, known: Call) -> Any:
         raise TypeError(f"out= needs an array that can be written to, and none of {known.name} can; got {type(out).__name__}")
     if type(out) is not known.kind and _of_library(out, "out", known) is not out:
         raise TypeError(f"out must be an array of the library of x, {_library(known.kind)}; got {_library(type(out))}")
-    if out.shape != known.shape and tuple(out.shape) != known.shape:
-        raise ValueError(f"out must have the shape of x, {known.shape}; got {tuple(out.shape)}")
+    shape = shape_of(out, "out")
+    if shape != known.shape:
+        raise ValueError(f"out must have the shape of x, {known.shape}; got {shape}")
     if dispatch.dtype_name(out.dtype) != known.result:
         raise TypeError(f"out must have dtype {known.result}, the result's; got {dispatch.dtype_name(out.dtype)}")
     flags = getattr(out, "flags", None)
     if flags is not None and not getattr(flags, "writeable", True):
-        raise ValueError(f"out must be writable; got a read-only array of shape {tuple(out.shape)}")
-    strides = getattr(out, "strides", None) or ()
-    if 0 in strides and any(step == 0 and n > 1 for step, n in zip(strides, known.shape, strict=False)):
+        raise ValueError(f"out must be writable; got a read-only array of shape {shape}")
+    if not _has_own_places(out, shape, known):
+        strides = out.stride() if known.name == "torch" else out.strides
         raise ValueError(f"out must have a place of its own for every value; got the strides {strides}")
     return out
+
+
+def _has_own_places(out: Array, shape: tuple[int, ...], known: Call) -> bool:
+    """Whether no two values of `out` share memory; true where there are no strides to see."""
+    if known.name == "torch":
+        return str(out.layout) != "torch.strided" or out.is_contiguous() or distinct(shape, out.stride(), 1)
+    return getattr(getattr(out, "flags", None), "c_contiguous", True) or distinct(shape, out.strides, out.itemsize)
 
 
 def epsilon(eps: Any) -> float:
@@ -225,12 +235,12 @@ def given(moments: Moments | None, known: Call) -> Moments | None:
 
 def cotangent(dy: Array, known: Call) -> Array:
     """The gradient of a result: an array of the library and the shape of x."""
-    if type(dy) is known.kind and dy.dtype == known.dtype and dy.shape == known.shape:
-        return dy
-    dy = _of_library(dy, "dy", known)
-    result_name_of(dy, "dy")
-    if tuple(dy.shape) != known.shape:
-        raise ValueError(f"dy must have the shape of x, {known.shape}; got {tuple(dy.shape)}")
+    if type(dy) is not known.kind or dy.dtype != known.dtype:
+        dy = _of_library(dy, "dy", known)
+        result_name_of(dy, "dy")
+    shape = shape_of(dy, "dy")
+    if shape != known.shape:
+        raise ValueError(f"dy must have the shape of x, {known.shape}; got {shape}")
     return dy
 
 
@@ -245,15 +255,20 @@ def not_empty(known: Call) -> None:
 def _of_library(value: Any, name: str, known: Call) -> Any:
     """The value if its library is that of x; which copy to make is not ours to choose, so no other is taken.
 
-    JAX and dask take NumPy's arrays for their own, and so do we; a JAX array on the CPU is NumPy's memory.
+    JAX and dask take NumPy's arrays for their own, and so do we; a JAX array on the CPU is NumPy's memory. A number that NumPy
+    took out of an array is one without axes again.
     """
-    if isinstance(value, known.kind):
+    if type(value) is known.kind:
         return value
+    if isinstance(value, np.generic) and known.name in ("host", "jax", "dask"):
+        return np.asarray(value)
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name} must be an array of the library of x, {_library(known.kind)}; got {type(value).__name__}")
     try:
-        engine = dispatch.name_of(value)
+        engine = dispatch.name_of(value, name)
     except TypeError:
+        if isinstance(value, known.kind):  # a subclass whose meaning would be lost
+            raise
         engine = ""
     if engine == known.name and (engine != "standard" or _library(type(value)) == _library(known.kind)):
         return value

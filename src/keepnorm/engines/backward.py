@@ -164,5 +164,5 @@ def _over_cells(steps: Walk, axes: Axes, totals: Array) -> tuple[Array, Array]:
 
 
 def _as(total: Array, given: Array | None) -> Array | None:
-    """A gradient with the shape and the dtype of what it belongs to."""
-    return None if given is None else total.reshape(given.shape).astype(given.dtype)
+    """A gradient with the shape and the dtype of what it belongs to, and an array where it is the sum over every axis."""
+    return None if given is None else np.asarray(total).reshape(given.shape).astype(given.dtype)

@@ -15,6 +15,7 @@ from keepnorm.engines import standard
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
+from keepnorm.subclasses import refuse
 
 Array = Any
 
@@ -116,17 +117,19 @@ def normalize_vjp(
     return y, vjp
 
 
-def _as_dask(values: Any) -> Array:
+def _as_dask(values: Any, name: str = "a weight, a bias or dy") -> Array:
     import dask.array as da
 
-    return da.asarray(values)
+    array = da.asarray(values)
+    refuse(array._meta, name)
+    return array
 
 
 def _mask(where: Any, x: Array) -> Array:
     """A mask of the shape and with the chunks of x."""
     import dask.array as da
 
-    return da.broadcast_to(da.asarray(where), x.shape).rechunk(x.chunks)
+    return da.broadcast_to(_as_dask(where, "where"), x.shape).rechunk(x.chunks)
 
 
 def _blockwise(
@@ -220,6 +223,7 @@ def _part(states: Any, part: str) -> Array:
 
 def _split(x: Array, axes: Axes) -> Array:
     """x in `axes.shape`; only an axis that a pattern groups is rechunked, and only if a chunk cuts a group."""
+    refuse(x._meta, "x")
     if axes.shape == tuple(x.shape):
         return x
     import dask.array as da
