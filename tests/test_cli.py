@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm import cli, readers
+from keepnorm.cli.main import main
+from keepnorm.stats.readers import files as readers
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def run(capsys):
 
     def call(*arguments):
         capsys.readouterr()
-        code = cli.main([str(a) for a in arguments])
+        code = main([str(a) for a in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -258,12 +259,12 @@ def test_memory_is_bounded(run_python, tmp_path):
     code = """
 import resource, sys
 import numpy as np
-from keepnorm import cli
+from keepnorm.cli.main import main
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 np.save(sys.argv[2], np.zeros((8, 64), np.float32))
-assert cli.main(["stats", sys.argv[2], "--keep", "1", "--json"]) == 0
+assert main(["stats", sys.argv[2], "--keep", "1", "--json"]) == 0
 before = peak()
-assert cli.main(["stats", sys.argv[1], "--keep", "1", "--json"]) == 0
+assert main(["stats", sys.argv[1], "--keep", "1", "--json"]) == 0
 print((peak() - before) // 1024)
 """
     out = run_python(code, tmp_path / "big.npy", tmp_path / "small.npy")
@@ -297,7 +298,7 @@ def test_demo_tells_the_truth_about_the_photographs(run, tmp_path, monkeypatch):
     """NumPy's float32 mean of the first channel is 99.40, the exact one 99.93, and ours is the exact one."""
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    from keepnorm import demo
+    from keepnorm.cli import demo
 
     monkeypatch.setattr(demo, "find_spec", lambda _: None)  # the frameworks have their own session
     code, out, err = run("demo", "--save", tmp_path / "demo.png")

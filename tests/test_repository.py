@@ -36,7 +36,7 @@ FLOORS = {
         ),
         *("explain", "spellings", "plot"),
     ),
-    5: ("__init__", "__main__", "cli", "stats", "readers", "demo", "doctor", "conformance"),
+    5: ("__init__", "__main__", "cli", "stats", "conformance"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from keepnorm.cli import main
+from keepnorm.cli.main import main
 
 sys.exit(main())

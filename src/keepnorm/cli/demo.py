@@ -1,5 +1,6 @@
 """The main job on real photographs: what is kept, the moments beside NumPy's and the exact ones, the time, a picture."""
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -21,7 +22,7 @@ COPIES = 16
 EPS = 1e-5
 
 
-def run(save: str, say: Callable[[str], object] = print) -> None:
+def show(save: str, say: Callable[[str], object] = print) -> None:
     """Print the demonstration and save its picture.
 
     Parameters
@@ -52,6 +53,11 @@ def run(save: str, say: Callable[[str], object] = print) -> None:
     _agreement(batch, photos, normalized, say)
     plot.before_after(photos, normalized[: len(photos)]).savefig(save)
     say(f"\nBefore, after and the histograms of each channel: {Path(save).resolve()}")
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    show(options.save)
 
 
 def photographs() -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 from keepnorm.accumulator import Accumulator
 from keepnorm.axes import Keep, resolve
 from keepnorm.moments import Moments
-from keepnorm.readers import Source
+from keepnorm.stats.readers.files import Source
 
 
 def measure(sources: Iterable[Source], keep: Keep, step: Callable[[], object] = lambda: None) -> Moments:

@@ -1,5 +1,6 @@
 """What `keepnorm doctor` tells: which engines can serve arrays here, with what, and what is in the way."""
 
+import argparse
 import platform
 import shutil
 import subprocess
@@ -28,6 +29,12 @@ _ALSO = (
     "zarr",
     "matplotlib",
 )
+
+
+def run(_: argparse.Namespace) -> None:
+    """The command."""
+    for line in report():
+        print(line)
 
 
 def report() -> Iterator[str]:

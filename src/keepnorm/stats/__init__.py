@@ -1,0 +1,1 @@
+"""The statistics of data sets: files of every kind, in bounded memory."""
