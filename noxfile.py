@@ -53,7 +53,19 @@ def oldest(session: nox.Session) -> None:
         session.skip("the oldest Numba has no wheels for this Python: run nox on 3.11 to 3.13")
     oldest = [f"{name.replace('>=', '==')}.*" for name in PYPROJECT["project"]["dependencies"]]
     session.install("--editable", ".", *oldest, *nox.project.dependency_groups(PYPROJECT, "test"))
-    kernels = ("moments", "gradients", "bits", "cache", "traffic", "halves", "own", "shifts", "vector", "repeated")
+    kernels = (
+        "moments",
+        "gradients",
+        "bits",
+        "cache",
+        "cache_folder",
+        "traffic",
+        "halves",
+        "own",
+        "shifts",
+        "vector",
+        "repeated",
+    )
     pytest(session, *(f"tests/test_{name}.py" for name in kernels))
 
 

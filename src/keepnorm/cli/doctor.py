@@ -71,9 +71,10 @@ def _layer() -> str:
 
 
 def _cache() -> str:
-    from keepnorm.kernels import cache
+    from keepnorm.kernels import folder
 
-    return cache.folder() or "none can be written: kernels are compiled anew in each process (set NUMBA_CACHE_DIR)"
+    place, fault = folder.find()
+    return place or f"none: kernels are compiled anew in each process, since {fault} (NUMBA_CACHE_DIR sets another)"
 
 
 def _gpu() -> str:
