@@ -19,9 +19,10 @@ def one(n, shift, delta, m2, eps, center, narrow):
         var = m2 / n
         mean = shift + delta
         low = (shift - mean) + delta
-        square = np.inf if abs(mean) == np.inf else var + mean * mean
-        scale = 1.0 / np.sqrt((var if center else square) + eps)
-        if narrow and var > 0.0:
+        square = np.inf if np.inf in (abs(mean), var) else var + mean * mean
+        spread = (var if center else square) + eps
+        scale = 1.0 / np.sqrt(spread) if spread != 0.0 else np.float64(0.0)
+        if narrow and var > 0.0 and scale > 0.0:
             c = scale * 33554433.0
             scale = c - (c - scale)
             unit = 12582912.0 / scale

@@ -343,3 +343,26 @@ def test_an_output_that_does_not_hold_its_values_is_refused(make):
         for call in (lambda out: kn.normalize(x, 1, out=out), lambda out: kn.affine(x, torch.ones(3), keep=1, out=out)):
             with pytest.raises(ValueError, match="out must have memory"):
                 call(make())
+
+
+def test_what_a_mask_leaves_out_has_no_part_in_the_gradients_of_others():
+    x = torch.tensor([[1.0], [2.0], [torch.nan]], requires_grad=True)
+    dy = torch.tensor([[1.0], [0.0], [5.0]])
+    kn.normalize(x, 1, where=~torch.isnan(x.detach())).backward(dy)
+    clean = kn.normalize_vjp(x.detach()[:2], 1)[1](dy[:2]).x
+    assert torch.equal(x.grad[:2], clean)
+
+
+def test_values_of_any_magnitude_of_float64():
+    for scale in (2.0**-1000, 2.0**1000):
+        x = (torch.arange(1.0, 5.0, dtype=torch.float64) * scale)[:, None]
+        given = kn.moments(x, 1)
+        assert torch.equal(given.std, kn.moments(x / scale, 1).std * scale)
+        want = kn.normalize(x / scale, 1, eps=0)
+        assert torch.equal(kn.normalize(x, 1, eps=0), want)
+        assert torch.equal(kn.normalize(x, 1, eps=0, moments=given), want)
+        x.requires_grad_()
+        kn.normalize(x, 1, eps=0)[0].sum().backward()
+        other = (x.detach() / scale).requires_grad_()
+        kn.normalize(other, 1, eps=0)[0].sum().backward()
+        assert torch.equal(x.grad * scale, other.grad)

@@ -221,6 +221,10 @@ def normalize_vjp(
         dweight = sum(dy * hat)                                # over the axes that are not affine
         dbias = sum(dy)
 
+    Every value is normalised, so that the sums go over masked-out values too: but not over those that are not finite, which
+    take no part in any gradient but their own. That is ``rstd * g``, as of every masked-out value. Where rstd is 0, since
+    ``var + eps`` is 0 or infinite, so are dx and hat.
+
     Parameters
     ----------
     x, keep, weight, bias, affine, eps, center, moments, where, **sizes

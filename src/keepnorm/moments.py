@@ -2,6 +2,9 @@
 
 The state of a cell is ``(n, K, delta, M2)`` with ``mean = K + delta`` left unevaluated and ``var = M2 / n``. K is a value
 of the data, so that delta and M2 are small numbers that have lost nothing, however far the data lie from zero.
+
+Where float64 cannot hold the squares of the data, M2 is that of the data times ``2^-exponent``, a whole number for each cell.
+There is no exponent in any other state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +15,7 @@ from array_api_compat import array_namespace
 
 from keepnorm.axes import as_ints, normal
 from keepnorm.keywords import REQUIRED, check, described
+from keepnorm.powers import exponents, is_held, times_power
 from keepnorm.subclasses import refuse
 
 Array = Any
@@ -53,7 +57,7 @@ class Moments:
     (3, array([ 2., 30.]), array([  1., 700.]))
     """
 
-    __slots__ = ("count", "delta", "dtype", "export", "keep", "m2", "ndim", "shift")
+    __slots__ = ("count", "delta", "dtype", "exponent", "export", "keep", "m2", "ndim", "shift")
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Moments:
         ndim: int,
         dtype: str = "float32",
         export: Callable[[Array, str], Array] | None = None,
+        exponent: Array | None = None,
     ) -> None:
         self.count = count
         self.shift = shift
@@ -75,6 +80,7 @@ class Moments:
         self.ndim = ndim
         self.dtype = dtype
         self.export = export
+        self.exponent = exponent
 
     @classmethod
     def from_mean_var(
@@ -156,7 +162,7 @@ class Moments:
     def std(self) -> Array:
         """The population standard deviation of each cell: the root of `var`, taken in the precision of the state."""
         xp = array_namespace(self.m2)
-        return self._hand_out(xp.sqrt(self._variance(0)))
+        return self._hand_out(self._in_full(xp.sqrt(self._variance(0)), 1))
 
     def variance(self, *, correction: float = 0, **unknown: Never) -> Array:
         """The variance ``M2 / (n - correction)`` of each cell.
@@ -177,7 +183,16 @@ class Moments:
             If `correction` is not 0 and the count is not known.
         """
         check(Moments.variance, unknown)
-        return self._hand_out(self._variance(correction))
+        return self._hand_out(self._in_full(self._variance(correction)))
+
+    @property
+    def squares(self) -> Array:
+        """M2 of the data as they are; infinite or 0 where float64 cannot hold it."""
+        return self._in_full(self.m2)
+
+    def replaced(self, **parts: Any) -> "Moments":
+        """The same moments with other parts."""
+        return Moments(**{name: parts.get(name, getattr(self, name)) for name in self.__slots__})
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of the data of both; also ``self + other``.
@@ -204,7 +219,7 @@ class Moments:
             return other
         xp = array_namespace(self.shift, other.shift)
         with np.errstate(invalid="ignore", over="ignore"):  # infinities have their answer in _merge
-            shift, delta, m2 = _merge(self, other, xp)
+            shift, delta, m2, exponent = _merge_at_any_size(self, other, xp)
         dtype = max(self.dtype, other.dtype)  # "float64" sorts after "float32"
         return Moments(
             self.count + other.count,
@@ -215,6 +230,7 @@ class Moments:
             ndim=self.ndim,
             dtype=dtype,
             export=self.export or other.export,
+            exponent=exponent,
         )
 
     def __add__(self, other: object) -> "Moments":
@@ -239,6 +255,7 @@ class Moments:
             "keep": list(self.keep),
             "ndim": self.ndim,
             "dtype": self.dtype,
+            **({} if self.exponent is None else {"exponent": _to_list(self.exponent)}),
         }
 
     @classmethod
@@ -259,7 +276,8 @@ class Moments:
             count = np.asarray(count, np.int64).reshape(shape)
         shift, delta, m2 = (np.asarray(state[k], np.float64).reshape(shape) for k in ("shift", "delta", "m2"))
         keep = tuple(state["keep"])
-        return cls(count, shift, delta, m2, keep=keep, ndim=state["ndim"], dtype=state["dtype"])
+        exponent = np.asarray(state["exponent"], np.int64).reshape(shape) if "exponent" in state else None
+        return cls(count, shift, delta, m2, keep=keep, ndim=state["ndim"], dtype=state["dtype"], exponent=exponent)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)
@@ -271,19 +289,44 @@ class Moments:
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean}, var={self.var}, keep={self.keep})"
 
+    def _in_full(self, values: Array, power: int = 2) -> Array:
+        """Squares, or first powers, of the data as they are, from those times a power of two."""
+        for _ in range(0 if self.exponent is None else power):
+            values = times_power(values, self.exponent)
+        return values
+
+    def at(self, exponent: Array) -> "Moments":
+        """The moments of the data times 2^-exponent."""
+        own = 0 if self.exponent is None else self.exponent
+        m2 = times_power(times_power(self.m2, own - exponent), own - exponent)
+        return self.replaced(
+            shift=times_power(self.shift, -exponent), delta=times_power(self.delta, -exponent), m2=m2, exponent=None
+        )
+
+    def back(self, exponent: Array) -> "Moments":
+        """The moments of the data whose moments times 2^-exponent these are; float64 may not hold their M2."""
+        xp = array_namespace(self.m2)
+        # K becomes the mean, since a mean of large values may lie too far from one of them.
+        mean = self.shift + self.delta
+        changed = exponent != 0
+        shift = xp.where(changed, mean, self.shift)
+        delta = xp.where(changed, (self.shift - mean) + self.delta, self.delta)
+        return self.replaced(shift=times_power(shift, exponent), delta=times_power(delta, exponent), exponent=exponent)
+
     def _variance(self, correction: float) -> Array:
         xp = array_namespace(self.m2)
+        nothing = xp.full_like(self.m2, xp.nan)
+        m2 = xp.where(xp.isfinite(self.delta), self.m2, nothing)  # infinite values have an infinite M2, but no variance
         if self.count is None:
             if correction:
                 raise ValueError(f"correction={correction} needs the count, which these moments do not have")
-            return self.m2
+            return m2
         if isinstance(self.count, int):
             free = self.count - correction
-            return self.m2 / free if free > 0 else xp.full_like(self.m2, xp.nan)
+            return m2 / free if free > 0 else nothing
         divisor = _real(self.count, self.m2, xp) - correction
         positive = divisor > 0
-        safe = xp.where(positive, divisor, xp.ones_like(divisor))
-        return xp.where(positive, self.m2 / safe, xp.full_like(self.m2, xp.nan))
+        return xp.where(positive, m2 / xp.where(positive, divisor, xp.ones_like(divisor)), nothing)
 
     def _where_filled(self, values: Array) -> Array:
         if self.count is None or (isinstance(self.count, int) and self.count > 0):
@@ -299,6 +342,22 @@ class Moments:
         if isinstance(values, float):  # NumPy's arithmetic turns an array without axes into a scalar
             values = xp.asarray(values)
         return xp.astype(values, getattr(xp, self.dtype))
+
+
+def _merge_at_any_size(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array, Array | None]:
+    """The merged (K, delta, M2), and the exponent where float64 cannot hold M2."""
+    usual = a.exponent is None and b.exponent is None
+    shift, delta, m2 = _merge(a, b, xp)
+    can_tell = isinstance(m2, np.ndarray | np.generic) and "float64" in (a.dtype, b.dtype)
+    if usual and not (can_tell and not is_held(shift, m2)):
+        return shift, delta, m2, None
+    sizes = [np.abs(part) for m in (a, b) for part in (m.shift, m.delta, m._in_full(np.sqrt(m.m2), 1))]
+    exponent = exponents(np.fmax.reduce(sizes))
+    if not exponent.any():
+        return shift, delta, m2, None
+    merged = _merge(a.at(exponent), b.at(exponent), xp)
+    whole = a.replaced(**dict(zip(("shift", "delta", "m2"), merged, strict=True))).back(exponent)
+    return whole.shift, whole.delta, whole.m2, exponent
 
 
 def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
@@ -319,7 +378,7 @@ def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
     delta = xp.where(
         finite, a.delta + xp.where(finite, d, xp.zeros_like(d)) * share, a.delta + (b.delta + (b.shift - a.shift))
     )
-    m2 = a.m2 + (b.m2 + d * d * weight)
+    m2 = a.m2 + (b.m2 + xp.where(d == d, d * d * weight, xp.zeros_like(d)))  # M2 itself tells of infinities and of NaN
     shift = a.shift + xp.zeros_like(delta)
     if a_empty is not None:
         shift = xp.where(a_empty, b.shift, shift)

@@ -55,10 +55,17 @@ def vjp(
             )
         if dy.strides != x.strides or dy.dtype != dtype or not dy.flags.aligned:
             dy = _like(x, dtype, dy)
-        dx, dweight, dbias = run(dy, through)
+        (dx, dweight, dbias), is_finite = run(x, dy, through)
+        seen = x
+        if not is_finite and (where is not None or not through):
+            seen, silent = _without_holes(x, dy, where if through else None)
+            if through:
+                (dx, dweight, dbias), _ = run(seen, silent, True)
+            else:
+                dx = run(seen, dy, False)[0][0]
         if through and where is not None:
             # A value that the mask left out has moved no moment: its gradient is that of given moments.
-            dx = np.where(where, dx, run(dy, False)[0])
+            dx = np.where(where, dx, run(seen, dy, False)[0][0])
         return Gradients(dx, _as(dweight, weight), _as(dbias, bias))
 
     return pull
@@ -80,6 +87,19 @@ def _dense(x: Array) -> Array:
     )
 
 
+def _without_holes(x: Array, dy: Array, where: Array | None) -> tuple[Array, Array]:
+    """x and dy with 0 where x is not finite and no moment was taken from it.
+
+    Given moments have a gradient that does not depend on x, and what a mask left out has none but its own.
+    """
+    hole = ~np.isfinite(x)
+    if where is not None:
+        hole &= ~where
+    clean, silent = x.copy("K"), dy.copy("K")
+    clean[hole] = silent[hole] = 0
+    return clean, silent
+
+
 def _like(x: Array, dtype: np.dtype[Any], dy: Array) -> Array:
     """dy in the memory layout of x, which the kernels walk."""
     moved = np.empty_like(x, dtype=dtype)
@@ -96,8 +116,11 @@ def _backward(
     eps: float,
     center: bool,
     used: Moments | tuple[Walk, Array],
-) -> Callable[[Array, bool], tuple[Array, Array, Array]]:
-    """What depends on x alone, ready to take (dy, through) to dx and to the sums for dweight and dbias."""
+) -> Callable[[Array, Array, bool], tuple[tuple[Array, Array, Array], bool]]:
+    """What depends on the moments alone, ready to take (x, dy, through) to dx and to the sums for dweight and dbias.
+
+    It also tells whether all sums of g * d are finite.
+    """
     given = weight is not None or bias is not None
     result = tuple(step // x.itemsize * dtype.itemsize for step in x.strides), dtype.itemsize  # x is dense
     steps = walk_strides(axes if given else plain(axes), ((x.strides, x.itemsize), result, result))
@@ -110,11 +133,11 @@ def _backward(
     rows = _gradient_rows(groups, size // w.size) if inside and not alone else 1
     shares = 2, rows, w.size if inside else 1
     family = "lanes_backward" if plan.lanes else "runs_backward"
-    memory, integers, kept, outer = flat(x), steps.integers, steps.kept, steps.outer
+    integers, kept, outer = steps.integers, steps.kept, steps.outer
 
-    def run(dy: Array, through: bool) -> tuple[Array, Array, Array]:
+    def run(x: Array, dy: Array, through: bool) -> tuple[tuple[Array, Array, Array], bool]:
         dx, totals, sums = empty_like(dy, dy.dtype), np.empty((3, cells)), np.empty(shares)
-        gradient, pulled = flat(dx), flat(dy)
+        memory, gradient, pulled = flat(x), flat(dx), flat(dy)
         dtypes, threads = (memory.dtype, gradient.dtype), 1 if alone else available()
         given_and_wanted = (memory, gradient, pulled, integers, kept, outer)
         rest = (state, totals, w, sums[0], sums[1], eps, center, inside, through)
@@ -125,9 +148,9 @@ def _backward(
         if inside:
             stage(ROWS, rows)
             dweight, dbias = sums[:, 0] if rows == 1 else np.add.reduce(sums, 1)
-            if steps.affine_in_order:
-                return dx, dweight, dbias
-            return dx, steps.to_affine(dweight, axes), steps.to_affine(dbias, axes)
+            if not steps.affine_in_order:
+                dweight, dbias = steps.to_affine(dweight, axes), steps.to_affine(dbias, axes)
+            return (dx, dweight, dbias), bool(np.isfinite(totals[1]).all())
         if plan.blocks == 1 or (plan.fused and groups >= threads):
             stage(CELLS, groups)
         else:
@@ -135,7 +158,7 @@ def _backward(
             stage(SUMS, count, part)
             stage(ADD, groups, part)
             stage(GRADIENT, count)
-        return dx, *(_over_cells(steps, axes, totals) if given else totals[1:])
+        return (dx, *(_over_cells(steps, axes, totals) if given else totals[1:])), bool(np.isfinite(totals[1]).all())
 
     return run
 

@@ -130,7 +130,7 @@ def _state(moments: Moments | None, x: Array) -> Moments | None:
         count = moments.count
         if count is not None and not isinstance(count, int):
             count = cupy.asarray(_plain(count))
-        parts = (cupy.asarray(_plain(part), cupy.float64) for part in (moments.shift, moments.delta, moments.m2))
+        parts = (cupy.asarray(_plain(part), cupy.float64) for part in (moments.shift, moments.delta, moments.squares))
         return Moments(count, *parts, keep=moments.keep, ndim=moments.ndim, dtype=moments.dtype)
 
 

@@ -48,7 +48,7 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     parts = [
         # The reduced axes have one block each, which arrives in as many lists.
         da.blockwise(_part, axes.keep, states, every, part=part, concatenate=False, meta=np.empty((0,) * len(axes.keep), kind))
-        for part, kind in (("shift", np.float64), ("delta", np.float64), ("m2", np.float64), ("count", np.int64))
+        for part, kind in (("shift", np.float64), ("delta", np.float64), ("squares", np.float64), ("count", np.int64))
     ]
     *state, count = parts
     return Moments(axes.count if where is None else count, *state, keep=axes.keep, ndim=len(axes.shape), dtype=dtype)

@@ -8,6 +8,8 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.bounded import remember
+from keepnorm.engines import magnitude
+from keepnorm.engines.magnitude import Scaled
 from keepnorm.engines.memory import (
     STATE_ROWS,
     UNIT,
@@ -52,6 +54,20 @@ _FEW = LARGE // 8
 
 def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     """Count, mean and variance of each kept cell."""
+    found = _sums(x, axes, where)
+    exponent = _unusual(x, axes, where, found.shift, found.m2, 0.0, True)
+    if exponent is None:
+        return found
+    return _sums(magnitude.scaled(x, axes, exponent), axes, where).back(exponent.reshape(axes.kept_shape))
+
+
+def _unusual(x: Array, axes: Axes, where: Array | None, shift: Array, m2: Array, eps: float, center: bool) -> Array | None:
+    """The exponents of cells whose states have not held what the result needs; None if all have."""
+    return None if magnitude.holds(x, shift, m2, eps, center) else magnitude.exponents_of(x, axes, where, eps)
+
+
+def _sums(x: Array, axes: Axes, where: Array | None) -> Moments:
+    """The moments as the kernels find them."""
     if where is not None:
         from keepnorm.engines.masked import moments as masked
 
@@ -139,7 +155,7 @@ def normalize_with_moments(
     if not x.size:
         return result, _no_data(x, axes)
     used = _normalize(x, target, axes, weight, bias, eps, True, None, where)
-    return result, _moments_of(used, axes, x.dtype)
+    return result, moments(x, axes, where) if isinstance(used, Scaled) else _moments_of(used, axes, x.dtype)
 
 
 def normalize_vjp(
@@ -158,7 +174,15 @@ def normalize_vjp(
     result, target = _outputs(x, None)
     x = readable(x)
     used = _normalize(x, target, axes, weight, bias, eps, center, moments, where) if x.size else _no_data(x, axes)
-    return result, vjp(x, axes, weight, bias, eps, center, used, where, moments is None)
+    if not isinstance(used, Scaled):
+        return result, vjp(x, axes, weight, bias, eps, center, used, where, moments is None)
+    pull = vjp(used.x, axes, weight, bias, 0.0, center, used.moments, where, moments is None)
+
+    def back(dy: Array) -> Gradients:
+        found = pull(dy)
+        return found._replace(x=magnitude.scaled(found.x, axes, used.exponent))
+
+    return result, back
 
 
 def _normalize(
@@ -172,24 +196,45 @@ def _normalize(
     given: Moments | None,
     where: Array | None,
     new: bool = True,
-) -> Moments | tuple[Walk, Array]:
+) -> Moments | tuple[Walk, Array] | Scaled:
     """Write y, and give back the moments that were used: those given, or the plan and the states of its cells.
 
     `new` tells that y has been made for this call, and is nobody's memory yet.
     """
     steps = walk(axes if weight is not None or bias is not None else plain(axes), (x, y))
     parameters = parameters_for(steps, weight, bias, y, new)
-    if given is None and where is not None:
-        given = moments(x, axes, where)
     threads = threads_for(x.size, steps.cells)
+    own = given is None
+    if given is None and where is not None:
+        given = _sums(x, axes, where)
     if given is not None:
-        state = state_of(given, steps)
-        _apply_given(steps, _arguments(flat(x), flat(y), steps, state, parameters, eps, center), threads)
-        return given
-    state = np.empty((STATE_ROWS, steps.cells))
-    arguments = _arguments(flat(x), flat(y), steps, state, parameters, eps, center)
-    _run(steps, forward(steps, threads), arguments)
-    return steps, state
+        again = _again(x, axes, where, given.shift, given.m2, eps, center) if own else magnitude.of_given(x, axes, given, eps)
+        if again is None:
+            state = state_of(given, steps)
+            _apply_given(steps, _arguments(flat(x), flat(y), steps, state, parameters, eps, center), threads)
+            return given
+    else:
+        state = np.empty((STATE_ROWS, steps.cells))
+        arguments = _arguments(flat(x), flat(y), steps, state, parameters, eps, center)
+        # Where the states may not do, nothing that is read again may have been written to.
+        is_kept = new or x.dtype != np.float64 or all(a is None or apart(a, y) for a in (x, weight, bias))
+        _run(steps, forward(steps, threads) if is_kept else reduction(steps, threads), arguments)
+        again = _again(x, axes, None, state[1], state[3], eps, center)
+        if again is None:
+            if not is_kept:
+                _run(steps, (affine_stage(steps, threads),), arguments)
+            return steps, state
+    _normalize(again.x, y, axes, weight, bias, 0.0, center, again.moments, None, new)
+    return again
+
+
+def _again(x: Array, axes: Axes, where: Array | None, shift: Array, m2: Array, eps: float, center: bool) -> Scaled | None:
+    """x and its moments times powers of two, where these states have not held what the result needs."""
+    exponent = _unusual(x, axes, where, shift, m2, eps, center)
+    if exponent is None:
+        return None
+    found = _sums(magnitude.scaled(x, axes, exponent), axes, where)
+    return magnitude.with_eps(x, axes, found, eps, exponent)
 
 
 def _arguments(

@@ -153,9 +153,9 @@ def _raw_moments(given: Moments | None) -> Moments | None:
     if given is None:
         return None
     count = given.count if given.count is None or isinstance(given.count, int) else np.asarray(given.count)
-    return Moments(
-        count, *(np.asarray(part, np.float64) for part in _parts(given)), keep=given.keep, ndim=given.ndim, dtype=given.dtype
-    )
+    shift, delta, m2 = (np.asarray(part, np.float64) for part in _parts(given))
+    exponent = None if given.exponent is None else np.asarray(given.exponent)
+    return given.replaced(count=count, shift=shift, delta=delta, m2=m2, exponent=exponent, export=None)
 
 
 def _output(x: Array) -> np.ndarray[Any, Any]:
@@ -182,14 +182,16 @@ def _register() -> None:
 
     def flatten(m: Moments) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         fixed = m.count is None or isinstance(m.count, int)
-        leaves = (m.shift, m.delta, m.m2) if fixed else (m.shift, m.delta, m.m2, m.count)
+        # A leaf that is None is none.
+        leaves = (m.shift, m.delta, m.m2, m.exponent) if fixed else (m.shift, m.delta, m.m2, m.exponent, m.count)
         return leaves, (m.count if fixed else ..., m.keep, m.ndim, m.dtype)
 
     def unflatten(rest: tuple[Any, ...], leaves: tuple[Any, ...]) -> Moments:
         count, keep, ndim, dtype = rest
-        shift, delta, m2, *counts = leaves
+        shift, delta, m2, exponent, *counts = leaves
         # `export` is for the float64 state on NumPy; leaves that come out of a transform are JAX arrays.
         made = export if isinstance(shift, np.ndarray) else None
-        return Moments(counts[0] if counts else count, shift, delta, m2, keep=keep, ndim=ndim, dtype=dtype, export=made)
+        known = {"keep": keep, "ndim": ndim, "dtype": dtype, "export": made, "exponent": exponent}
+        return Moments(counts[0] if counts else count, shift, delta, m2, **known)
 
     jax.tree_util.register_pytree_node(Moments, flatten, unflatten)

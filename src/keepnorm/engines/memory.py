@@ -326,6 +326,6 @@ def state_of(moments: Moments, steps: Walk) -> Array:
     count = 1 if moments.count is None else moments.count
     state = np.empty((STATE_ROWS, steps.cells))
     state[0] = count if isinstance(count, int) else steps.from_cells(count)
-    for row, values in zip(state[1:4], (moments.shift, moments.delta, moments.m2), strict=True):
+    for row, values in zip(state[1:4], (moments.shift, moments.delta, moments.squares), strict=True):
         row[:] = steps.from_cells(values)
     return state

@@ -235,8 +235,8 @@ def _spread(
 def variance(state: Moments) -> Array:
     """The population variance of a state, in its own precision."""
     if state.count is None:
-        return state.m2
-    return _divide(state.m2, state.count, array_namespace(state.m2))
+        return state.squares
+    return _divide(state.squares, state.count, array_namespace(state.m2))
 
 
 def _own(values: Array, wide: Array, xp: Any) -> Array:

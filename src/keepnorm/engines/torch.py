@@ -258,11 +258,13 @@ def _as_tensors(seen: Moments) -> Moments:
 def _converted(state: Moments, convert: Callable[[Any], Any]) -> Moments:
     """The same moments with every array of their state converted."""
     count = state.count if state.count is None or isinstance(state.count, int) else convert(state.count)
-    return _with_state(state, convert(state.shift), convert(state.delta), convert(state.m2), count)
+    exponent = None if state.exponent is None else convert(state.exponent)
+    whole = _with_state(state, convert(state.shift), convert(state.delta), convert(state.m2), count)
+    return whole.replaced(exponent=exponent)
 
 
 def _with_state(like: Moments, shift: Any, delta: Any, m2: Any, count: Any) -> Moments:
-    return Moments(count, shift, delta, m2, keep=like.keep, ndim=like.ndim, dtype=like.dtype)
+    return like.replaced(count=count, shift=shift, delta=delta, m2=m2, export=None)
 
 
 @cache

@@ -74,7 +74,7 @@ class Labels:
         """Moments without labels."""
         if not isinstance(given, Moments):
             return given
-        return Moments(given.count, given.shift, given.delta, given.m2, keep=given.keep, ndim=given.ndim, dtype=given.dtype)
+        return given.replaced(export=None)
 
     def wrap(self, y: Array, out: Any = None) -> Any:
         """A result of the shape of x with the labels of x."""
@@ -119,6 +119,6 @@ def _label(values: Array, dtype: str, *, inner: Callable[[Array, str], Array] | 
     from xarray import DataArray
 
     if inner is None:
-        plain = Moments(None, values, values, values, keep=(), ndim=0, dtype=dtype)
+        plain = Moments(None, values, 0 * values, values, keep=(), ndim=0, dtype=dtype)
         return DataArray(plain.var, dims=dims, coords=coords)  # the variance of an unknown count is M2, in the dtype asked
     return DataArray(inner(values, dtype), dims=dims, coords=coords)

@@ -1,6 +1,7 @@
 """What the affine step needs of a cell: its mean as two floats, and 1 / sqrt(var + eps); eight cells at once.
 
-Without centring the mean is 0 and the scale 1 / sqrt(mean(x^2) + eps).
+Without centring the mean is 0 and the scale 1 / sqrt(mean(x^2) + eps). Where the root is of 0, the scale is 0: the cell's
+result is its bias, and its gradient is 0, as where the root is infinite.
 
 For a narrow result both are rounded, the scale to 28 bits and the mean to 29 below the standard deviation: 2^-29 is a
 hundredth of the result's last place, and the last bits of float64, which differ with the memory layout, are gone. The mean is
@@ -41,18 +42,22 @@ def _centres(typing, n, shift, delta, m2, eps, center, narrow):
         var = builder.fdiv(m2, n)  # NaN for an empty cell
         mean = builder.fadd(shift, delta)
         low = builder.fadd(builder.fsub(shift, mean), delta)
-        # Without centring an infinite value makes the mean square infinite, though the variance has no number.
-        is_endless = builder.fcmp_ordered("==", call(builder, "fabs", mean), endless)
+        # Infinite values make the mean square infinite; those of both signs leave no mean.
+        is_endless = builder.or_(
+            builder.fcmp_ordered("==", call(builder, "fabs", mean), endless), builder.fcmp_ordered("==", var, endless)
+        )
         square = builder.select(is_endless, endless, builder.fadd(var, builder.fmul(mean, mean)))
         spread = builder.fadd(builder.select(center, var, square), filled(builder, eps))
         scale = builder.fdiv(same(1.0), call(builder, "sqrt", spread))
+        scale = builder.select(builder.fcmp_ordered("==", spread, nothing), nothing, scale)
         c = builder.fmul(scale, same(_SPLIT))
         short = builder.fsub(c, builder.fsub(c, scale))
         unit = builder.fdiv(same(_DROP), short)
         short_mean = builder.fadd(builder.fadd(mean, builder.fmul(unit, same(OFF_HALFWAY))), unit)
         short_mean = builder.fsub(short_mean, unit)
-        # The mean of a constant stays exact, and so does its result.
-        rounded = builder.and_(builder.fcmp_ordered(">", var, nothing), filled(builder, narrow))
+        # The mean of a constant stays exact, and so does its result; a scale of 0 has no last place.
+        has_both = builder.and_(builder.fcmp_ordered(">", var, nothing), builder.fcmp_ordered(">", scale, nothing))
+        rounded = builder.and_(has_both, filled(builder, narrow))
         results = [
             builder.select(center, builder.select(rounded, short_mean, mean), nothing),
             builder.select(center, builder.select(rounded, nothing, low), nothing),

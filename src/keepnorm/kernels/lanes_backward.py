@@ -248,7 +248,7 @@ def set_gradient(plan, state, totals, cell, a, cells, weight, inside, through, c
     for k in range(cells):
         n = state[N, cell + k]
         scale = lanes[RSTD, k]
-        slope = -totals[1, cell + k] * scale * scale * scale / n if through else 0.0
+        slope = -totals[1, cell + k] * scale * scale * scale / n if through and scale != 0.0 else 0.0
         level = -totals[0, cell + k] * scale / n if through and center else 0.0
         for r in range(own):
             lane = k * own + r

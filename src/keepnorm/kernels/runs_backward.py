@@ -281,7 +281,7 @@ def block_gradient(x, dx, dy, plan, kept, outer, cell, cells, b, own, weight, in
             low = own[LOW, k]
             scale = own[RSTD, k]
             n = own[COUNT, k]
-            slope = -own[PRODUCT, k] * scale * scale * scale / n if through else 0.0
+            slope = -own[PRODUCT, k] * scale * scale * scale / n if through and scale != 0.0 else 0.0
             level = -own[SUM, k] * scale / n if through and center else 0.0
             if behind:
                 ask_ahead(x, x0 + cells * width, 0, 1, width)

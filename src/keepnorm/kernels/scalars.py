@@ -220,10 +220,13 @@ def chunk_and_block(t, plan):
 
 @exact
 def set_state(part, k, n, shift, s, q):
-    """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2."""
+    """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2.
+
+    M2 is infinite where values are, or too far apart for float64, and NaN only where a value is.
+    """
     empty = n == 0.0
     delta = s / n
-    m2 = q - s * delta
+    m2 = np.inf if q == np.inf else q - s * delta
     m2 = 0.0 if m2 < 0.0 or empty else m2  # a NaN passes
     part[N, k] = n
     part[K, k] = shift
@@ -254,7 +257,7 @@ def merge_state(a, b, k):
         d = apart + (delta - a[DELTA, k])
         finite = -np.inf < d < np.inf
         shift = a[K, k]
-        m2 = a[M2, k] + (m2 + d * d * (n1 / n * n2))
+        m2 = a[M2, k] + (m2 + (d * d * (n1 / n * n2) if d == d else 0.0))
         delta = a[DELTA, k] + (d * (n2 / n) if finite else delta + apart)
     a[N, k] = n
     a[K, k] = shift

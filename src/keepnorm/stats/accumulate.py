@@ -68,7 +68,9 @@ def _side_by_side(parts: dict[tuple[tuple[int, int], ...], Moments], kept_shape:
     if len(parts) == 1:
         return first
     shift, delta, m2 = (np.empty(kept_shape) for _ in range(3))
+    exponent = np.zeros(kept_shape, np.int64)
     for corner, part in parts.items():
         place = tuple(slice(start, stop) for start, stop in corner)
         shift[place], delta[place], m2[place] = part.shift, part.delta, part.m2
-    return Moments(first.count, shift, delta, m2, keep=first.keep, ndim=first.ndim, dtype=first.dtype)
+        exponent[place] = 0 if part.exponent is None else part.exponent
+    return first.replaced(shift=shift, delta=delta, m2=m2, exponent=exponent if exponent.any() else None)
