@@ -109,8 +109,18 @@ def normalize_vjp(
 
     def vjp(dy: Array) -> Gradients:
         with opened(source, dy, weight, bias, where) as device:
-            seen = None if moments is not None else where
-            return _backward(device, source, readable(device, dy), axes, weight, bias, eps, center, state, moments, seen)
+            known = axes, weight, bias, eps, center, state
+            dy = readable(device, dy)
+            if moments is not None or where is None:
+                return _backward(device, source, dy, *known, moments is not None, None)
+            xp = array_namespace(source)
+            hole = ~(xp.isfinite(source) | where)
+            if not xp.any(hole):
+                return _backward(device, source, dy, *known, False, where)
+            # What is not finite and was left out has no gradient but its own, that of given moments.
+            clean, silent = (readable(device, xp.where(hole, xp.zeros_like(a), a)) for a in (source, dy))
+            found = _backward(device, clean, silent, *known, False, where)
+            return found._replace(x=xp.where(hole, _backward(device, clean, dy, *known, True, None).x, found.x))
 
     return y, vjp
 
@@ -186,7 +196,7 @@ def _backward(
     eps: float,
     center: bool,
     state: State,
-    given: Moments | None,
+    given: bool,
     where: Array | None,
 ) -> Gradients:
     """The gradients of x, weight and bias.
@@ -204,17 +214,17 @@ def _backward(
     wide = 1 if mask else vector(*names)
     steps = walk(axes, (*operands, mask), wide)
     w, _, kind = parameters(device, weight, None, steps)
-    mode = (CENTER if center else 0) | (GIVEN if given is not None else 0)
+    mode = (CENTER if center else 0) | (GIVEN if given else 0)
     on_kept = set(axes.affine) <= set(axes.keep)
     sums = device.rows(("sum1", "sum2"), steps.cut.plan.cells)
     common = {"x": operands[0], "z": operands[2], "weight": w, "eps": eps, **state.given}
     types = cuda.Types(names[0], y=names[1], z=names[2], w=kind, masked=mask is not None, bare=on_kept)
     whole = {**common, **sums.given, "y": operands[1], "mask": mask}
     mode |= OWN_WEIGHT if on_kept else 0
-    if steps.cut.resident and given is None:
+    if steps.cut.resident and not given:
         launch(device, steps, "grads", "backward", types, mode=mode, **whole)
     else:
-        if given is None or on_kept:
+        if not given or on_kept:
             reading = types._replace(y="", masked=False, w="" if on_kept else kind)
             launch(device, steps, "grads", "", reading, mode=mode, **common, **sums.given)
         launch(device, steps, "", "backward", types, mode=mode, **whole)

@@ -191,7 +191,8 @@ class State(NamedTuple):
 
 def state_from(device: Device, moments: Moments, steps: Walk) -> State:
     """Moments as the kernels read them, in place where they are; without a count, M2 is the variance itself."""
-    held = {name: _state_row(device, getattr(moments, name), steps) for name in ("shift", "delta", "m2")}
+    rows = {"shift": moments.shift, "delta": moments.delta, "m2": moments.squares}
+    held = {name: _state_row(device, row, steps) for name, row in rows.items()}
     n = 1.0
     if isinstance(moments.count, int):
         n = float(moments.count)

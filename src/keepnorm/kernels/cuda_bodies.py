@@ -168,8 +168,9 @@ def _value(kind, t):
     from_z = widen(t.z)
 
     def value(given, dy, seen, j, c, r):
-        share = (from_x(given) - c[j]) * c[3 * wide + j] + c[4 * wide + j]
-        return to_y(from_z(dy) * r[j] - seen * share)
+        slope = seen * c[3 * wide + j]  # 0 with given moments, whatever x is
+        moved = (from_x(given) - c[j]) * slope if slope != 0.0 else 0.0
+        return to_y(from_z(dy) * r[j] - (moved + seen * c[4 * wide + j]))
 
     return inlined(value)
 

@@ -313,8 +313,14 @@ def moments_of(n, s, q):
     if n == 0.0:
         return 0.0, 0.0
     delta = s / n
-    m2 = q - s * delta
+    m2 = np.inf if q == np.inf else q - s * delta
     return delta, (0.0 if m2 < 0.0 else m2)  # a NaN passes
+
+
+@inlined
+def _reciprocal(spread):
+    """One over the root of a variance; 0 without one, so that the result is the bias and the gradient is 0."""
+    return 0.0 if spread == 0.0 else inverse_root(spread)
 
 
 @inlined
@@ -325,9 +331,11 @@ def normalizer(n, shift, delta, m2, eps, mode):
     var = m2 / n if n > 0.0 else np.nan
     mean = shift + delta
     if mode & CENTER:
-        rstd = inverse_root(var + eps)
+        rstd = _reciprocal(var + eps)
         return mean, rstd, ((shift - mean) + delta) * rstd
-    return 0.0, inverse_root(var + mean * mean + eps), 0.0
+    # Infinite values make the mean square infinite; those of both signs leave no mean.
+    endless = var == np.inf or mean == np.inf or mean == -np.inf
+    return 0.0, 0.0 if endless else _reciprocal(var + mean * mean + eps), 0.0
 
 
 @inlined
@@ -358,7 +366,7 @@ def sums_of(states, cell, mode):
 @inlined
 def shares_of(sum1, sum2, n, weight, rstd, low, mode):
     """The two shares of the backward step (see cuda_bodies.py) from the sums of a cell; `weight` is what these lack."""
-    if mode & GIVEN:
+    if mode & GIVEN or (rstd == 0.0 and not mode & CENTER):
         return 0.0, 0.0
     mean = sum1 / n * weight if mode & CENTER else 0.0
     product = sum2 / n * weight
