@@ -163,3 +163,31 @@ def test_a_remembered_call_does_not_excuse_another():
     for wrong in (True, 1.0, (False, True), (0, 1.0)):
         with pytest.raises(TypeError):
             kn.moments(x, wrong)
+
+
+def test_rules_of_values_without_kernels():
+    """Zero, infinite and negative variances, magnitudes and masked values, by a library's own operations."""
+    xp = pytest.importorskip("array_api_strict")
+    bias = xp.asarray([1.0, 2.0, 3.0])
+    for center, value in ((True, 7.0), (False, 0.0)):
+        x = xp.full((2, 3), value)
+        y, vjp = kn.normalize_vjp(x, 0, bias, bias, affine=1, eps=0, center=center)
+        np.testing.assert_array_equal(np.asarray(y), [[1, 2, 3]] * 2)
+        for gradient in vjp(x + 1)[:2]:
+            np.testing.assert_array_equal(np.asarray(gradient), 0)
+    values = np.array([[1.0, 2.0, 3.0, 5.0]])
+    for size in (1e300, 1e160, 1e-170, 1e-300):
+        for center in (True, False):
+            y = kn.normalize(xp.asarray(values * size), 0, eps=0, center=center)
+            assert_output(np.asarray(y), oracle.normalize(values, 0, eps=0, center=center), 4)
+    var = xp.asarray([-4.9e-6, -1.0, float("inf"), -1e-5], dtype=xp.float64)
+    m = kn.Moments(None, xp.zeros(4), xp.zeros(4), var, keep=(1,), ndim=2)
+    y = np.asarray(kn.normalize(xp.ones((1, 4)), 1, moments=m))
+    assert_output(y[0], np.array([1 / np.sqrt(1e-5 - 4.9e-6), np.nan, 0, np.nan]), 1)
+    x = np.array([[1.0, 4.0], [2.0, 8.0], [np.nan, 9.0]])
+    where, dy = ~np.isnan(x), np.array([[1.0, 2.0], [0.0, 1.0], [0.0, 3.0]])
+    dx, dweight, _, terms = oracle.gradients(np.where(where, x, 0), dy, 1, where=where)
+    _, vjp = kn.normalize_vjp(xp.asarray(x), 1, xp.ones(2), where=xp.asarray(where))
+    got = vjp(xp.asarray(dy))
+    assert_gradient(np.asarray(got.x)[where], dx[where], terms.max(), 3, terms=terms.max())
+    assert_gradient(np.asarray(got.weight), dweight, np.abs(dweight), 3, terms=terms.max())

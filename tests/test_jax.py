@@ -8,6 +8,7 @@ import pytest
 
 import keepnorm as kn
 from tests import oracle
+from tests.tolerance import assert_gradient, assert_output, assert_within, ulp
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -129,3 +130,111 @@ def test_memory_is_shared_both_ways():
     finally:
         tracemalloc.stop()
     assert y.nbytes <= peak <= y.nbytes * 1.01
+
+
+def scores(x, axis=1, eps=1e-5, center=True):
+    """The layer norm of x, or its RMS norm, in float64."""
+    return oracle.normalize(x, tuple(a for a in range(x.ndim) if a != axis), eps=eps, center=center)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("shape", [(3000, 9), (4, 20_000)], ids=str)
+def test_traced_output_is_within_two_units_at_any_offset(rng, shape, center):
+    norm = jax.jit(lambda x: kn.normalize(x, 0, center=center))
+    for offset in (0.0, 3.0, 100.0, 1e4, 1e6):
+        x = (rng.standard_normal(shape) + offset).astype(np.float32)
+        assert_output(norm(x), scores(x, center=center), shape[1], f"offset {offset}")
+
+
+def test_traced_moments_are_within_a_unit_at_any_offset(rng):
+    norm = jax.jit(lambda x: (kn.moments(x, 1).mean, kn.moments(x, 1).var))
+    for offset in (0.0, 100.0, 1e4):
+        x = (rng.standard_normal((20_000, 3)) + offset).astype(np.float32)
+        mean, var = norm(x)
+        cells = oracle.moments(x, 1)
+        assert_within(mean, cells.mean.ravel(), ulp(cells.mean.ravel(), np.float32))
+        assert_within(var, cells.var.ravel(), ulp(cells.var.ravel(), np.float32))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12, 1e30, 3e37])
+def test_traced_magnitudes(rng, size):
+    x = (rng.standard_normal((5, 8)) * size).astype(np.float32)
+    layer, rms = jax.jit(lambda x: (kn.layer_norm(x, axes=1, eps=0), kn.rms_norm(x, axes=1, eps=0)))(x)
+    wide = x.astype(np.float64)
+    assert_output(layer, (wide - wide.mean(1, keepdims=True)) / wide.std(1, keepdims=True), 8)
+    assert_output(rms, wide / np.sqrt((wide**2).mean(1, keepdims=True)), 8)
+    if size > 1e30:
+        return  # their gradients are subnormal, and XLA has none
+    dy = rng.standard_normal((5, 8)).astype(np.float32)
+    dx, _, _, terms = oracle.gradients(x, dy, 0, eps=0)
+    assert_gradient(jax.jit(lambda x, dy: kn.normalize_vjp(x, 0, eps=0)[1](dy).x)(x, dy), dx, terms.max(), 8)
+    assert_gradient(jax.grad(lambda x: (kn.normalize(x, 0, eps=0) * dy).sum())(x), dx, terms.max(), 8)
+
+
+def test_a_traced_integer_keeps_its_last_bits(rng):
+    x = (2**31 - 1 - rng.integers(0, 1000, (5, 40))).astype(np.int32)
+    assert_output(jax.jit(lambda x: kn.normalize(x, 0))(x), scores(x), 40)
+
+
+def check_zero_variance(dtype):
+    same, bias = jnp.full((2, 3), 7, dtype), jnp.asarray([1, 2, 3], dtype)
+    for center, x in ((True, same), (False, 0 * same)):
+
+        def norm(x, center=center):
+            return kn.normalize(x, 0, None, bias, affine=1, eps=0, center=center)
+
+        np.testing.assert_array_equal(jax.jit(norm)(x), [[1, 2, 3]] * 2)
+        np.testing.assert_array_equal(jax.grad(lambda x, norm=norm: (norm(x) * bias).sum())(x), np.zeros((2, 3)))
+        vjp = jax.jit(lambda x, center=center: kn.normalize_vjp(x, 0, bias, affine=1, eps=0, center=center)[1](x + 1)[:2])
+        for gradient in vjp(x):
+            np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+    huge = jnp.full((2, 3), 1e30, dtype)
+    np.testing.assert_allclose(
+        jax.grad(lambda x: (kn.normalize(x, 0, eps=1e-4) * bias).sum())(huge), [[-100, 0, 100]] * 2, 1e-6
+    )
+
+
+def test_zero_variance_gives_the_bias_and_no_gradient():
+    check_zero_variance("float32")
+    with jax.enable_x64(True):
+        check_zero_variance("float64")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_masked_value_reaches_no_gradient(bad):
+    x = np.array([[1.0, 4.0], [2.0, 8.0], [bad, 9.0]], np.float32)
+    where = np.array([[True, True], [True, True], [False, True]])
+    dy = np.array([[1.0, 2.0], [0.0, 1.0], [0.0, 3.0]], np.float32)
+    sound = np.where(where, x, 0)
+    dx, dweight, _, terms = oracle.gradients(sound, dy, 1, where=where)
+    w = np.ones(2, np.float32)
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            got = jax.grad(lambda x, w: (kn.normalize(x, 1, w, where=where) * dy)[where].sum(), (0, 1))(x, w)
+            explicit = jax.jit(lambda x, w: kn.normalize_vjp(x, 1, w, where=where)[1](dy)[:2])(x, w)
+        for gradient, found in (got, explicit):
+            assert_gradient(np.asarray(gradient)[where], dx[where], np.broadcast_to(terms.max(0), x.shape)[where], 3)
+            assert_within(found, dweight, 4 * ulp(dweight, np.float32))
+            # Two values, whose gradient is what eps leaves of 1.
+            assert_gradient(gradient[:2, 0], dx[:2, 0], np.abs(dx[:2, 0]), 2)
+
+
+@pytest.mark.parametrize("norm", ["batch", "rms", "mask"])
+def test_derivatives_without_x64_are_those_with_it(rng, norm):
+    x, w, b = (np.asarray(a) for a in operands(rng))
+    c = rng.standard_normal(x.shape).astype(np.float32)
+
+    def derivatives(dtype):
+        def f(*arrays):
+            return (NORMS[norm](*arrays) ** 2 * c.astype(dtype)).sum()
+
+        arrays = [jnp.asarray(a, dtype) for a in (x, w, b)]
+        along = jax.jvp(f, arrays, [a * 0.5 for a in arrays])[1]
+        return along, jax.jit(jax.grad(f, (0, 1, 2)))(*arrays), jax.hessian(f)(*arrays)
+
+    narrow = derivatives("float32")
+    with jax.enable_x64(True):
+        wide = derivatives("float64")
+    for got, exact in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        # Plain sums of float32, of terms of this size.
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5 * max(1, np.abs(exact).max()))

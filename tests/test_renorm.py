@@ -110,3 +110,19 @@ def test_three_steps_are_those_of_keras(rng):
         assert_output(bn(x, training=True), y, x.size, size=32 * np.maximum(np.abs(y), 1))
     var = keras.ops.convert_to_numpy(layer.moving_variance)
     assert_within(bn.running.var, var, 32 * ulp(np.maximum(var, 1), "f4"))
+
+
+def test_terms_that_cancel_are_not_rounded_between(rng):
+    """dweight is ``r * sum(dy * hat) + d * sum(dy)``, and y has ``d * weight + bias``: neither is float32 on the way."""
+    bn = start(rng, r_max=1e9, d_max=1e9)
+    bn.state = bn.state._replace(mean=np.full(4, -3e4, "f4"))
+    x, dy = np.add(rng.standard_normal((2, 64, 4)), [[[2]], [[-1]]]).astype("f4")
+    bn.bias = (-3e4 * bn.weight).astype("f4")
+    y, r, d, _, _ = paper(x, bn.state.mean, np.sqrt(bn.state.var.astype("f8") + EPS), 1e9, 1e9, bn.weight, bn.bias)
+    got, vjp = bn.vjp(x)
+    assert_output(got, y, x.size)
+    np.testing.assert_array_equal(bn(x, training=True), got)
+    _, dhat, dbias, _ = oracle.gradients(x, dy, -1)
+    dweight = dhat * r + dbias * d
+    assert vjp(dy).weight.dtype == np.float32
+    assert_gradient(vjp(dy).weight, dweight, np.abs(dweight).max(), x.size)

@@ -109,7 +109,12 @@ def test_every_name_on_a_floor_is_there():
 
 
 # What may be imported at module level, by file or folder: an engine is loaded for the first array of its library.
-AT_MODULE_LEVEL = {"kernels": {"numba"}, "engines/torch.py": {"torch"}}
+AT_MODULE_LEVEL = {
+    "kernels": {"numba"},
+    "engines/torch.py": {"torch"},
+    "engines/pairs.py": {"jax"},
+    "engines/traced.py": {"jax"},
+}
 
 
 def test_only_kernels_import_numba_and_hardly_anybody_a_framework_at_module_level():

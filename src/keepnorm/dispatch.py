@@ -64,6 +64,15 @@ def load(name: str) -> ModuleType:
     return import_module(f"keepnorm.engines.{name}")
 
 
+def elementary(x: Any) -> ModuleType:
+    """The engine that works with the operations of x's own library, in float64 or as near to it as the library comes."""
+    name = name_of(x)
+    if name == "jax":
+        pure: ModuleType = load(name).pure()
+        return pure
+    return load(name if name == "dask" else "standard")
+
+
 @cache
 def cuda_name() -> str:
     """What serves memory on a CUDA device: the CUDA kernels where they can run, else the array's own library there."""

@@ -116,14 +116,14 @@ class BatchRenorm(BatchNorm):
 
         def vjp(dy: Array) -> Gradients:
             got = pull(dy)
-            # y = (hat r + d) weight + bias, and `pull` knows weight r and weight d + bias.
-            dweight = None if self.weight is None else got.weight * r + got.bias * d
-            return Gradients(got.x, dweight, None if self.bias is None else got.bias)
+            # y = (hat r + d) weight + bias, and `pull` knows weight r and weight d + bias, in the precision of r.
+            dweight = None if self.weight is None else self._narrow(got.weight * r + got.bias * d)
+            return Gradients(got.x, dweight, None if self.bias is None else self._narrow(got.bias))
 
         return y, vjp
 
     def _corrected(self, batch: Moments, x: Array) -> tuple[Array, Array, Array, Array]:
-        """The weight and the bias with r and d in them, and r and d, in the dtype of the batch norm, where x is."""
+        """The weight and the bias with r and d in them, and r and d, in the precision of the moments, where x is."""
         state, xp = self.state, array_namespace(batch.m2)
         mean = fixed(batch.shift + batch.delta)
         std = xp.sqrt(xp.astype(like(batch.var, mean), mean.dtype) + self.eps)
@@ -132,11 +132,15 @@ class BatchRenorm(BatchNorm):
         r = _clip(fixed(std) / old_std, 1 / self.r_max, self.r_max, xp)
         d = _clip((mean - old_mean) / old_std, -self.d_max, self.d_max, xp)
         weight, bias = like(self.weight, x), like(self.bias, x)
-        xp = array_namespace(x)
-        r, d = (xp.astype(xp.asarray(like(a, x)), getattr(xp, self.dtype)) for a in (r, d))
+        r, d = like(r, x), like(d, x)
         scale = r if weight is None else r * weight
         shift = d if weight is None else d * weight
         return scale, shift if bias is None else shift + bias, r, d
+
+    def _narrow(self, gradient: Array) -> Array:
+        """A gradient in the dtype of the batch norm."""
+        xp = array_namespace(gradient)
+        return xp.astype(gradient, getattr(xp, self.dtype))
 
     def _rule(self) -> Rule:
         return super()._rule()._replace(blend=self._blend)

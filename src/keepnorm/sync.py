@@ -7,15 +7,12 @@ cell in the backward pass. How they do it, with torch.distributed, MPI or thread
 from collections.abc import Callable
 from typing import Any, Never
 
-import numpy as np
-from array_api_compat import array_namespace
-
+from keepnorm import dispatch, validate
 from keepnorm.batchnorm import BatchNorm
-from keepnorm.functional import moments, normalize, normalize_vjp
+from keepnorm.functional import moments
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import check
 from keepnorm.moments import Moments
-from keepnorm.transfer import like
 
 Array = Any
 
@@ -71,15 +68,15 @@ def vjp(
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """`forward`, and the function that takes the gradient of its output back through the whole batch's moments.
 
-    ``dx = weight / std * (dy - (sum(dy) + hat * sum(dy * hat)) / n)`` with the sums and n of all ranks.
+    ``dx = (g - (sum(g) + hat * sum(g * hat)) / n) / std`` with ``g = dy * weight`` and the sums and n of all ranks.
 
     Parameters
     ----------
     bn, x, merge, where
         As for `forward`.
     add : callable
-        Takes an array of this rank, of shape ``(2, *bn.shape)``, and gives the sum of all ranks'. Called once in every
-        backward pass, on every rank.
+        Takes an array of this rank, of shape ``(2, *bn.shape)`` and in float64 where its library has it, and gives the sum
+        of all ranks'. Called once in every backward pass, on every rank.
 
     Returns
     -------
@@ -96,21 +93,8 @@ def vjp(
     check(vjp, unknown)
     whole = merge(moments(x, bn.keep, where=where))
     y = bn(x, training=True, moments=whole)
-    weight = like(np.ones(bn.shape, bn.dtype) if bn.weight is None else bn.weight, x)
-    bias = like(np.zeros(bn.shape, bn.dtype) if bn.bias is None else bn.bias, x)
-    _, pull = normalize_vjp(x, bn.keep, weight, bias, eps=bn.eps, moments=whole)
-
-    def back(dy: Array) -> Gradients:
-        own = pull(dy)
-        xp = array_namespace(own.x)
-        sums = add(xp.stack([own.weight, own.bias]))
-        count = like(whole.count, x) if hasattr(whole.count, "shape") else whole.count
-        rstd = 1 / xp.sqrt(xp.asarray(like(whole.var, x)) + bn.eps)
-        share = weight * rstd / count
-        # The scaled hat of the whole batch plus an offset: a normalisation with other parameters.
-        through = normalize(x, bn.keep, share * sums[0], share * sums[1], eps=bn.eps, moments=whole)
-        if where is not None:
-            through = xp.where(where, through, xp.zeros_like(through))
-        return Gradients(own.x - through, None if bn.weight is None else own.weight, None if bn.bias is None else own.bias)
-
-    return y, back
+    known, axes = bn._call(x)
+    parameters = bn._parameters(x, known)
+    # The sums of all ranks go into one formula, in float64: results of the dtype of x would cancel.
+    _, back = dispatch.elementary(x).normalize_vjp(x, axes, *parameters, bn.eps, True, whole, validate.mask(where, known), add)
+    return y, lambda dy: back(validate.cotangent(dy, known))

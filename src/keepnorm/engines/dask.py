@@ -11,7 +11,7 @@ from typing import Any
 
 from keepnorm import dispatch
 from keepnorm.axes import Axes, resolve
-from keepnorm.engines import standard
+from keepnorm.engines import cells, standard
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
@@ -77,7 +77,7 @@ def normalize(
     arrays = {
         "shift": (given.shift, axes.keep),
         "delta": (given.delta, axes.keep),
-        "var": (standard.variance(given), axes.keep),
+        "var": (_checked(cells.variance(given), eps if center else 0.0), axes.keep),
         "weight": (weight, axes.affine),
         "bias": (bias, axes.affine),
     }
@@ -104,6 +104,7 @@ def normalize_vjp(
     center: bool,
     moments: Moments | None,
     where: Array | None,
+    add: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the lazy function from its gradient to those of x, weight and bias."""
     y = normalize(x, axes, weight, bias, eps, center, moments, where, None)
@@ -112,9 +113,16 @@ def normalize_vjp(
     weight, bias = (p if p is None else _as_dask(p) for p in (weight, bias))
 
     def vjp(dy: Array) -> Gradients:
-        return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)[1](_as_dask(dy))
+        return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where, add)[1](_as_dask(dy))
 
     return y, vjp
+
+
+def _checked(var: Array, eps: float) -> Array:
+    """Variances, NaN where one below 0 leaves nothing above 0: a lazy one cannot be refused."""
+    import dask.array as da
+
+    return da.where((var < 0) & ~(var + eps > 0), float("nan"), var)
 
 
 def _as_dask(values: Any, name: str = "a weight, a bias or dy") -> Array:

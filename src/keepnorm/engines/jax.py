@@ -1,6 +1,7 @@
 """JAX arrays: the CPU kernels on the memory of concrete ones, jax.numpy for traced ones and for other devices.
 
-Under jit, grad, vmap, jvp and shard_map an array is a tracer, and the standard engine's operations are traced.
+Under jit, grad, vmap, jvp and shard_map an array is a tracer, and operations are traced: those of the standard engine with
+x64, and without it those of `traced`.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,6 @@ import numpy as np
 
 from keepnorm import dispatch
 from keepnorm.axes import Axes
-from keepnorm.engines import standard
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
@@ -100,7 +100,8 @@ def normalize_vjp(
 
     def vjp(dy: Array) -> Gradients:
         if not is_concrete(dy):
-            return standard.normalize_vjp(x, *arguments)[1](dy)
+            traced: Gradients = pure().normalize_vjp(x, *arguments)[1](dy)
+            return traced
         return Gradients(*(None if g is None else _array(g, x) for g in raw_vjp(_raw(dy))))
 
     return _array(y, x), vjp
@@ -138,7 +139,14 @@ def _elsewhere(x: Array, *others: Any) -> Any:
 
         if cuda_jax.serves(x, *others):
             return cuda_jax
-    return standard
+    return pure()
+
+
+def pure() -> Any:
+    """The engine of JAX's own operations: in float64 where there is float64."""
+    from jax.dtypes import canonicalize_dtype
+
+    return dispatch.load("standard" if canonicalize_dtype("float64") == np.float64 else "traced")
 
 
 def _raw(array: Array | None) -> np.ndarray[Any, Any] | None:

@@ -8,10 +8,11 @@ differentiates, compiles or vectorises those does the same to these functions.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from keepnorm.axes import Axes
 from keepnorm.dispatch import dtype_name
+from keepnorm.engines import cells
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
@@ -20,22 +21,28 @@ Array = Any
 
 
 class _State(NamedTuple):
-    """The moments of every cell with a 1 for each reduced axis, and what they were taken from."""
+    """The moments of every cell of ``x * unit``, with a 1 for each reduced axis; unit is None where it is 1 everywhere."""
 
     count: Any
+    unit: Array | None
     shift: Array
     delta: Array
     m2: Array
 
 
+class _Step(NamedTuple):
+    """What normalises: ``hat = (x * unit - shift - delta) * rstd``; rstd * unit is the reciprocal of the deviation."""
+
+    unit: Array | None
+    shift: Array | None
+    delta: Array | None
+    rstd: Array
+
+
 def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     """Count, mean and variance of each kept cell."""
     wide, mask, xp = _open(x, axes, where)
-    count, *state = _measure(wide, mask, axes, xp)
-    if mask is not None:
-        count = xp.reshape(count, axes.kept_shape)
-    shift, delta, m2 = (xp.reshape(part, axes.kept_shape) for part in state)
-    return Moments(count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype)))
+    return _handed_out(_measure(wide, mask, axes, 0.0, _ranges(x, wide), xp), x, axes, xp)
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None) -> Array:
@@ -60,16 +67,18 @@ def normalize(
 ) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias``; without `center`, ``x / sqrt(mean(x^2) + eps) * weight + bias``."""
     wide, mask, xp = _open(x, axes, where)
-    hat, _ = _standardize(wide, mask, axes, eps, center, moments, xp)
-    return _close(_scale(hat, weight, bias, axes, xp), x, axes, out, xp)
+    step = _step(x, wide, mask, axes, eps, center, moments, xp)
+    return _close(_apply(step, wide, mask, weight, bias, axes, xp), x, axes, out, xp)
 
 
 def normalize_with_moments(
     x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None
 ) -> tuple[Array, Moments]:
     """The normalised array and the moments that it was normalised with."""
-    seen = moments(x, axes, where)
-    return normalize(x, axes, weight, bias, eps, True, seen, where, None), seen
+    wide, mask, xp = _open(x, axes, where)
+    state = _measure(wide, mask, axes, eps, _ranges(x, wide), xp)
+    y = _apply(_own_step(state, eps, xp), wide, mask, weight, bias, axes, xp)
+    return _close(y, x, axes, None, xp), _handed_out(state, x, axes, xp)
 
 
 def normalize_vjp(
@@ -81,28 +90,47 @@ def normalize_vjp(
     center: bool,
     moments: Moments | None,
     where: Array | None,
+    add: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Callable[[Array], Gradients]]:
-    """The normalised array, and a function from its gradient to those of x, weight and bias."""
+    """The normalised array, and a function from its gradient to those of x, weight and bias.
+
+    With `add`, x is a part of what the given moments are of: the gradient flows through them, and `add` takes the sums of
+    g and of g * hat of each cell, of shape ``(2, *kept shape)``, to those of all parts.
+    """
     wide, mask, xp = _open(x, axes, where)
-    hat, rstd = _standardize(wide, mask, axes, eps, center, moments, xp)
-    y = _close(_scale(hat, weight, bias, axes, xp), x, axes, None, xp)
-    count = axes.count if mask is None else _count(mask, axes, xp)
+    step = _step(x, wide, mask, axes, eps, center, moments, xp)
+    y = _close(_apply(step, wide, mask, weight, bias, axes, xp), x, axes, None, xp)
+    bad = cells.left_out(wide, mask, xp)
+    hat = _hat(step, wide if bad is None else xp.where(bad, xp.zeros_like(wide), wide), xp)
+    if bad is not None:
+        hat = xp.where(bad, xp.zeros_like(hat), hat)
+    count = cells.number(mask, axes, xp) if moments is None else _own(moments.count, wide, axes, xp) if add else None
+
+    def sums_of(g: Array) -> tuple[Array, Array]:
+        plain = g if bad is None else xp.where(bad, xp.zeros_like(g), g)
+        own = cells.total(plain, axes.reduce, xp), cells.total(plain * hat, axes.reduce, xp)
+        if add is None:
+            return own
+        of_all = add(xp.stack([xp.reshape(part, axes.kept_shape) for part in own]))
+        return xp.reshape(of_all[0, ...], axes.broadcast_shape), xp.reshape(of_all[1, ...], axes.broadcast_shape)
 
     def vjp(dy: Array) -> Gradients:
         g = _widen(xp.reshape(dy, axes.shape), xp)
         others = tuple(a for a in range(len(axes.shape)) if a not in axes.affine)
-        dweight = None if weight is None else _narrow(_sum(g * hat, others, xp), weight, xp)
-        dbias = None if bias is None else _narrow(_sum(g, others, xp), bias, xp)
+        dweight = None if weight is None else _narrow(cells.total(g * hat, others, xp), weight, xp)
+        dbias = None if bias is None else _narrow(cells.total(g, others, xp), bias, xp)
         if weight is not None:
             g = g * _parameter(weight, wide, axes, xp)
         dx = g
-        if moments is None:
+        if count is not None:
             # Through the mean and the variance, which every value that the mask lets in has moved.
-            share = hat * _divide(_sum(g * hat, axes.reduce, xp), count, xp)
+            first, second = (cells.divide(part, count, xp) for part in sums_of(g))
+            share = hat * second
             if center:
-                share = share + _divide(_sum(g, axes.reduce, xp), count, xp)
+                share = share + first
             dx = dx - (share if mask is None else xp.where(mask, share, xp.zeros_like(share)))
-        return Gradients(_close(dx * rstd, x, axes, None, xp), dweight, dbias)
+        dx = dx * step.rstd
+        return Gradients(_close(dx if step.unit is None else dx * step.unit, x, axes, None, xp), dweight, dbias)
 
     return y, vjp
 
@@ -136,159 +164,129 @@ def _dtype(name: str, x: Array, xp: Any) -> Any:
 
 
 def _widen(x: Array, xp: Any) -> Array:
-    """x in float64, or in float32 where the library or the device has no wider (JAX without x64, some accelerators)."""
-    return xp.astype(x, xp.float64 if _has("float64", x, xp) else xp.float32)
+    """x in float64, or in float32 where the library or the device has no wider (some accelerators)."""
+    return xp.astype(x, xp.float64 if cells.has("float64", x, xp) else xp.float32)
 
 
-def _has(name: str, x: Array, xp: Any) -> bool:
-    """Whether there are arrays of this dtype where x is."""
-    info = getattr(xp, "__array_namespace_info__", None)
-    return info is None or name in info().dtypes(device=_device(x))
+def _ranges(x: Array, wide: Array) -> bool:
+    """Whether squares of x may leave the range of the widest dtype: float64 holds those of all others."""
+    return dtype_name(x.dtype) == "float64" or dtype_name(wide.dtype) == "float32"
 
 
-def _device(x: Array) -> Any:
-    found = device(x)
-    # A traced JAX array has no device yet, and NumPy's is a word that its own info refuses in no version.
-    return None if type(found).__module__.startswith("jax") else found
-
-
-def _measure(wide: Array, mask: Array | None, axes: Axes, xp: Any) -> _State:
+def _measure(wide: Array, mask: Array | None, axes: Axes, eps: float, ranges: bool, xp: Any) -> _State:
     """Two passes about a member of each cell: exact for a constant, and no digits lost to an offset."""
-    count = axes.count if mask is None else _count(mask, axes, xp)
-    shift = _member(wide, mask, axes, xp)
+    count = cells.number(mask, axes, xp)
+    least, most = cells.extremes(wide, mask, axes, xp)
+    unit = None
+    if ranges:
+        # The deviations of a constant are 0 in any unit, and 1 is the one in which eps stays as it is.
+        size = cells.largest(least, most, xp)
+        unit = cells.unit(xp.where(least == most, xp.ones_like(size), size), eps**0.5, xp)
+        wide, least = wide * unit, least * unit
+    shift = cells.member(least, xp)
     if axes.count == 0:
-        return _State(count, shift, shift, shift)
-    off = wide - shift
-    if mask is not None:
-        off = xp.where(mask, off, xp.zeros_like(off))
-    delta = _divide(_sum(off, axes.reduce, xp), count, xp)
+        return _State(count, unit, shift, shift, shift)
+    off = (wide if mask is None else xp.where(mask, wide, shift)) - shift
+    delta = cells.divide(cells.total(off, axes.reduce, xp), count, xp)
     # The second pass finds what rounding left out of the first mean; an infinite mean stays, and has no variance.
     sound = xp.isfinite(delta)
     rest = off - xp.where(sound, delta, xp.zeros_like(delta))
     if mask is not None:
         rest = xp.where(mask, rest, xp.zeros_like(rest))
-    left = xp.where(sound, _divide(_sum(rest, axes.reduce, xp), count, xp), xp.zeros_like(delta))
-    m2 = _sum(rest * rest, axes.reduce, xp) - left * left * _real(count, left, xp)
+    left = xp.where(sound, cells.divide(cells.total(rest, axes.reduce, xp), count, xp), xp.zeros_like(delta))
+    m2 = cells.total(rest * rest, axes.reduce, xp) - left * left * cells.real(count, left, xp)
     m2 = xp.where(sound, xp.where(m2 < 0, xp.zeros_like(m2), m2), xp.full_like(m2, xp.nan))
     # The mean itself becomes the shift, so that what the rounding of a mean in x's own precision loses stays in delta.
-    mean = _constant(shift + delta)
+    mean = cells.constant(shift + delta)
     fits = xp.isfinite(mean)
     mean = xp.where(fits, mean, shift)
-    return _State(count, mean, xp.where(fits, (shift - mean) + delta + left, delta), m2)
+    return _State(count, unit, mean, xp.where(fits, (shift - mean) + delta + left, delta), m2)
 
 
-def _member(wide: Array, mask: Array | None, axes: Axes, xp: Any) -> Array:
-    """A finite value of each cell, 0 where there is none: the smallest, which a mask finds as easily.
-
-    It has no gradient: the mean and the variance do not depend on it.
-    """
-    still = _constant(wide)
-    if axes.count == 0:
-        return xp.zeros_like(xp.sum(still, axis=axes.reduce, keepdims=True))
-    if mask is not None:
-        still = xp.where(mask, still, xp.full_like(still, xp.inf))
-    least = xp.min(still, axis=axes.reduce, keepdims=True) if axes.reduce else still
-    return xp.where(xp.isfinite(least), least, xp.zeros_like(least))
+def _handed_out(state: _State, x: Array, axes: Axes, xp: Any) -> Moments:
+    """The state as Moments, in units of x."""
+    count, unit, *parts = state
+    if unit is not None:
+        back = 1 / unit
+        parts = [parts[0] * back, parts[1] * back, parts[2] * back * back]
+    if not isinstance(count, int):
+        count = xp.reshape(count, axes.kept_shape)
+    shift, delta, m2 = (xp.reshape(part, axes.kept_shape) for part in parts)
+    return Moments(count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype)))
 
 
-def _constant(x: Array) -> Array:
-    """x without its history, in the libraries that keep one."""
-    root = type(x).__module__.partition(".")[0]
-    if root in ("jax", "jaxlib"):
-        from jax.lax import stop_gradient
-
-        return stop_gradient(x)
-    return x.detach() if hasattr(x, "detach") else x
-
-
-def _standardize(
-    wide: Array, mask: Array | None, axes: Axes, eps: float, center: bool, moments: Moments | None, xp: Any
-) -> tuple[Array, Array]:
-    """x less its mean and divided by its deviation, and the reciprocal of that deviation."""
-    shift, delta, var = _spread(wide, mask, axes, center, moments, xp)
-    rstd = 1 / xp.sqrt(var + eps)
-    return ((wide - shift - delta) if center else wide) * rstd, rstd
-
-
-def _spread(
-    wide: Array, mask: Array | None, axes: Axes, center: bool, moments: Moments | None, xp: Any
-) -> tuple[Array, Array, Array]:
-    """The mean in two parts, and what is under the root: the variance, or without `center` the mean square."""
+def _step(
+    x: Array, wide: Array, mask: Array | None, axes: Axes, eps: float, center: bool, moments: Moments | None, xp: Any
+) -> _Step:
+    """How to normalise: by given moments, by those of x, or without `center` by its mean square."""
     if moments is not None:
-        var = variance(moments)
+        var = cells.variance(moments)
         if not center:
             var = var + (moments.shift + moments.delta) ** 2
-        parts = (moments.shift, moments.delta, var)
-        shift, delta, var = (_cells(_own(part, wide, xp), axes, xp) for part in parts)
-        return shift, delta, var
+        shift, delta, var = (_own(part, wide, axes, xp) for part in (moments.shift, moments.delta, var))
+        rstd = cells.reciprocal(var, eps, xp)
+        return _Step(None, shift, delta, rstd) if center else _Step(None, None, None, rstd)
     if center:
-        state = _measure(wide, mask, axes, xp)
-        return state.shift, state.delta, _divide(state.m2, state.count, xp)
-    square = wide * wide
-    if mask is not None:
-        square = xp.where(mask, square, xp.zeros_like(square))
-    count = axes.count if mask is None else _count(mask, axes, xp)
-    none = xp.zeros_like(_sum(square, axes.reduce, xp))
-    return none, none, _divide(_sum(square, axes.reduce, xp), count, xp)
+        return _own_step(_measure(wide, mask, axes, eps, _ranges(x, wide), xp), eps, xp)
+    unit = None
+    if _ranges(x, wide):
+        unit = cells.unit(cells.largest(*cells.extremes(wide, mask, axes, xp), xp), eps**0.5, xp)
+        wide = wide * unit
+    seen = wide if mask is None else xp.where(mask, wide, xp.zeros_like(wide))
+    square = cells.divide(cells.total(seen * seen, axes.reduce, xp), cells.number(mask, axes, xp), xp)
+    return _Step(unit, None, None, cells.reciprocal(square, _in_unit(eps, unit), xp))
 
 
-def variance(state: Moments) -> Array:
-    """The population variance of a state, in its own precision."""
-    if state.count is None:
-        return state.squares
-    return _divide(state.squares, state.count, array_namespace(state.m2))
+def _own_step(state: _State, eps: float, xp: Any) -> _Step:
+    var = cells.divide(state.m2, state.count, xp)
+    return _Step(state.unit, state.shift, state.delta, cells.reciprocal(var, _in_unit(eps, state.unit), xp))
 
 
-def _own(values: Array, wide: Array, xp: Any) -> Array:
+def _in_unit(eps: float, unit: Array | None) -> Any:
+    """eps as it is added to a variance in the square of a unit."""
+    return eps if unit is None else eps * unit * unit
+
+
+def _hat(step: _Step, wide: Array, xp: Any) -> Array:
+    """x less its mean and divided by its deviation."""
+    scaled = wide if step.unit is None else wide * step.unit
+    return (scaled if step.shift is None else scaled - step.shift - step.delta) * step.rstd
+
+
+def _apply(
+    step: _Step, wide: Array, mask: Array | None, weight: Array | None, bias: Array | None, axes: Axes, xp: Any
+) -> Array:
+    """The normalised values, with weight and bias."""
+    factor = None if weight is None else _parameter(weight, wide, axes, xp)
+    bad = cells.left_out(wide, mask, xp)
+    y = _hat(step, wide if bad is None else xp.where(bad, xp.zeros_like(wide), wide), xp)
+    y = y if factor is None else y * factor
+    if bad is not None:
+        # What is no number and left out by the mask must not reach the gradient of a mean, a deviation or a weight.
+        still = _Step(*(part if part is None else cells.constant(part) for part in step))
+        alone = _hat(still, wide, xp)
+        y = xp.where(bad, alone if factor is None else alone * cells.constant(factor), y)
+    return y if bias is None else y + _parameter(bias, wide, axes, xp)
+
+
+def _own(values: Any, wide: Array, axes: Axes, xp: Any) -> Any:
+    """A number as it is; values of each cell in the library and the dtype of `wide`, with a 1 for each reduced axis."""
+    return values if isinstance(values, int) else xp.reshape(_converted(values, wide, xp), axes.broadcast_shape)
+
+
+def _converted(values: Array, wide: Array, xp: Any) -> Array:
     """Values of the library of `wide`, or NumPy's (a state, a parameter), as its library's array of its dtype."""
     if type(values).__module__ == "numpy" and type(wide).__module__ != "numpy":
-        return xp.asarray(values, dtype=wide.dtype, device=_device(wide))
+        return xp.asarray(values, dtype=wide.dtype, device=cells.device_of(wide))
     return xp.astype(values, wide.dtype)
-
-
-def _cells(values: Array, axes: Axes, xp: Any) -> Array:
-    """An array of the kept shape, with a 1 for each reduced axis."""
-    return xp.reshape(values, axes.broadcast_shape)
 
 
 def _parameter(values: Array, wide: Array, axes: Axes, xp: Any) -> Array:
     """A weight or a bias in the widest dtype, with a 1 for each axis that is not affine."""
-    return xp.reshape(_own(values, wide, xp), axes.affine_broadcast_shape)
-
-
-def _scale(hat: Array, weight: Array | None, bias: Array | None, axes: Axes, xp: Any) -> Array:
-    y = hat
-    if weight is not None:
-        y = y * _parameter(weight, hat, axes, xp)
-    if bias is not None:
-        y = y + _parameter(bias, hat, axes, xp)
-    return y
+    return xp.reshape(_converted(values, wide, xp), axes.affine_broadcast_shape)
 
 
 def _narrow(gradient: Array, like: Array, xp: Any) -> Array:
     """A gradient in the shape of a parameter, and in its dtype if that is floating."""
     gradient = xp.reshape(gradient, tuple(like.shape))
     return xp.astype(gradient, _dtype(result_name(dtype_name(like.dtype)), like, xp))
-
-
-def _count(mask: Array, axes: Axes, xp: Any) -> Array:
-    whole = xp.astype(mask, xp.int64 if _has("int64", mask, xp) else xp.int32)
-    return _sum(whole, axes.reduce, xp)
-
-
-def _sum(x: Array, over: tuple[int, ...], xp: Any) -> Array:
-    """The sum over some axes, which stay with size 1; no axes, no sum (libraries disagree on ``axis=()``)."""
-    return xp.sum(x, axis=over, keepdims=True) if over else x
-
-
-def _real(count: Any, like: Array, xp: Any) -> Any:
-    return float(count) if isinstance(count, int) else xp.astype(count, like.dtype)
-
-
-def _divide(total: Array, count: Any, xp: Any) -> Array:
-    """total / count, and NaN where nothing was counted."""
-    if isinstance(count, int):
-        return total / count if count else xp.full_like(total, xp.nan)
-    divisor = _real(count, total, xp)
-    none = divisor == 0
-    return xp.where(none, xp.full_like(total, xp.nan), total / xp.where(none, xp.ones_like(divisor), divisor))

@@ -1,0 +1,127 @@
+"""What the engines that work with an array library's own operations share: sums, counts and extremes of cells, and rules.
+
+Arrays of cells have a 1 for each reduced axis. A condition is applied before a function as well as after it, since a
+library that differentiates both branches of ``where`` multiplies 0 by the NaN of the other branch.
+"""
+
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from keepnorm.axes import Axes
+from keepnorm.moments import Moments
+
+Array = Any
+
+
+def has(name: str, x: Array, xp: Any) -> bool:
+    """Whether there are arrays of this dtype where x is."""
+    info = getattr(xp, "__array_namespace_info__", None)
+    return info is None or name in info().dtypes(device=device_of(x))
+
+
+def device_of(x: Array) -> Any:
+    """Where x is, in the words of its namespace."""
+    found = device(x)
+    # A traced JAX array has no device yet, and NumPy's is a word that its own info refuses in no version.
+    return None if type(found).__module__.startswith("jax") else found
+
+
+def constant(x: Array) -> Array:
+    """x without its history, in the libraries that keep one."""
+    root = type(x).__module__.partition(".")[0]
+    if root in ("jax", "jaxlib"):
+        from jax.lax import stop_gradient
+
+        return stop_gradient(x)
+    return x.detach() if hasattr(x, "detach") else x
+
+
+def number(mask: Array | None, axes: Axes, xp: Any) -> Any:
+    """How many values each cell has: an int, or an array where a mask makes them differ."""
+    if mask is None:
+        return axes.count
+    whole = xp.astype(mask, xp.int64 if has("int64", mask, xp) else xp.int32)
+    return total(whole, axes.reduce, xp)
+
+
+def total(x: Array, over: tuple[int, ...], xp: Any) -> Array:
+    """The sum over some axes, which stay with size 1; no axes, no sum (libraries disagree on ``axis=()``)."""
+    return xp.sum(x, axis=over, keepdims=True) if over else x
+
+
+def real(count: Any, like: Array, xp: Any) -> Any:
+    """A count as a float, or as an array of the dtype of `like`."""
+    return float(count) if isinstance(count, int) else xp.astype(count, like.dtype)
+
+
+def divide(values: Array, count: Any, xp: Any) -> Array:
+    """values / count, and NaN where nothing was counted."""
+    if isinstance(count, int):
+        return values / count if count else xp.full_like(values, xp.nan)
+    divisor = real(count, values, xp)
+    none = divisor == 0
+    return xp.where(none, xp.full_like(values, xp.nan), values / xp.where(none, xp.ones_like(divisor), divisor))
+
+
+def variance(state: Moments) -> Array:
+    """The population variance of a state, in its own precision."""
+    if state.count is None:
+        return state.squares
+    return divide(state.squares, state.count, array_namespace(state.m2))
+
+
+def extremes(x: Array, mask: Array | None, axes: Axes, xp: Any) -> tuple[Array, Array]:
+    """The least and the largest value of each cell, without a gradient; not finite where a cell has no finite value."""
+    still = constant(x)
+    if axes.count == 0:
+        nothing = xp.zeros_like(xp.sum(still, axis=axes.reduce, keepdims=True))
+        return nothing, nothing
+    least = most = still
+    if mask is not None:
+        least, most = (xp.where(mask, still, xp.full_like(still, limit)) for limit in (xp.inf, -xp.inf))
+    if axes.reduce:
+        least, most = (f(a, axis=axes.reduce, keepdims=True) for f, a in ((xp.min, least), (xp.max, most)))
+    return least, most
+
+
+def member(least: Array, xp: Any) -> Array:
+    """A finite value of each cell, 0 where there is none: the least, which a mask finds as easily as any other."""
+    return xp.where(xp.isfinite(least), least, xp.zeros_like(least))
+
+
+def unit(size: Array, least: float, xp: Any) -> Array:
+    """A power of two for each cell that takes the size of its values to where squares neither overflow nor vanish.
+
+    1 for middling sizes, and at least for that of `least`: what is added under the root must not overflow either.
+    """
+    size = xp.where(size > least, size, xp.full_like(size, least))
+    size = xp.where(xp.isfinite(size) & (size > 0), size, xp.ones_like(size))
+    scale = xp.ones_like(size)
+    for exponent in (512, 256) if "64" in str(size.dtype) else (64, 32, 16):
+        small, large = 2.0**-exponent, 2.0**exponent
+        down, up = size >= large, size <= small
+        for_all = xp.ones_like(size)
+        step = xp.where(down, small * for_all, xp.where(up, large * for_all, for_all))
+        size, scale = size * step, scale * step
+    return scale
+
+
+def largest(least: Array, most: Array, xp: Any) -> Array:
+    """The largest magnitude between two bounds."""
+    low, high = xp.abs(least), xp.abs(most)
+    return xp.where(low > high, low, high)
+
+
+def reciprocal(var: Array, eps: Any, xp: Any) -> Array:
+    """``1 / sqrt(var + eps)``: 0 where that root is 0 or infinite, NaN where a variance below 0 leaves nothing above 0."""
+    under = var + eps
+    sound = under > 0
+    root = xp.sqrt(xp.where(sound, under, xp.ones_like(under)))
+    found = xp.where(sound, 1 / root, xp.zeros_like(root))
+    return xp.where(xp.isnan(under) | ((var < 0) & ~sound), xp.full_like(found, xp.nan), found)
+
+
+def left_out(x: Array, mask: Array | None, xp: Any) -> Array | None:
+    """Where the mask leaves out what is no number: what is computed there must reach nothing else."""
+    return None if mask is None else ~(mask | xp.isfinite(x))
