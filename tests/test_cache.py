@@ -62,6 +62,14 @@ def test_a_second_process_compiles_nothing(run_python, warm):
     assert {p: p.stat().st_mtime_ns for p in entries(warm)} == before
 
 
+@pytest.mark.parametrize("when", ["before the import", "after it"])
+def test_kernels_are_compiled_where_numba_is_told_not_to(run_python, tmp_path, when):
+    """NUMBA_DISABLE_JIT is for finding errors in one's own functions, and stays set for these."""
+    env = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DISABLE_JIT": "1" if when == "before the import" else "0"}
+    code = CALL.replace("x =", "import os; os.environ['NUMBA_DISABLE_JIT'] = '1'\nx =", 1)
+    assert int(run_python(f"{code}\nimport numba\nassert numba.config.DISABLE_JIT == 1", env=env)) == 1
+
+
 class TestFolderThatCannotBeWritten:
     def test_is_no_error(self, run_python, tmp_path):
         (tmp_path / "a file").write_text("not a folder")

@@ -179,10 +179,73 @@ def test_a_number_of_threads_that_is_none(run_python, reference, said):
     assert run_python(PRELUDE + "print(bits())", env={"NUMBA_NUM_THREADS": said}).strip() == reference
 
 
+LIMITED = """
+import resource
+def limit(beyond):
+    now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (beyond << 20),) * 2)
+with kn.threads(1): bits()  # all that is to be loaded
+from keepnorm.kernels.threads import available, most
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("beyond", [24, 64, 4096])
+def test_fewer_threads_where_there_is_no_memory_for_all(run_python, reference, beyond, layer):
+    """GNU OpenMP ends the process when the system does not start a thread."""
+    code = PRELUDE + LAYERS[layer] + LIMITED + f"limit({beyond})\nprint(bits(), most(), available())"
+    bits, most, count = run_python(code, env={"NUMBA_NUM_THREADS": "24"}).split()
+    assert bits == reference
+    assert 1 <= int(most) <= 24
+    assert most == count
+    assert int(most) < 24 or beyond == 4096
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_threads_with_large_stacks_are_fewer(run_python, reference):
+    code = PRELUDE + LIMITED + "limit(1024)\nprint(bits(), most())"
+    env = {"NUMBA_NUM_THREADS": "24", "OMP_STACKSIZE": "200M"}
+    bits, most = run_python(code, env=env).split()
+    assert bits == reference
+    assert int(most) < 6
+
+
+def test_every_task_is_run_once_where_no_thread_can_be_started(run_python):
+    run_python(
+        "import threading\n"
+        "from keepnorm.kernels import threads\n"
+        "threads.most = lambda: 8\n"
+        "start, done = threading.Thread.start, []\n"
+        "def refuse(self): raise RuntimeError('no thread')\n"
+        "threading.Thread.start = refuse\n"
+        "threads.run_apart(5, done.append)\n"
+        "assert sorted(done) == [0, 1, 2, 3, 4], done\n"
+        "threading.Thread.start = start\n"
+        "threads.run_apart(5, done.append)  # what the pool remembers of the first call runs nothing twice\n"
+        "threads._pool().shutdown()\n"
+        "assert sorted(done) == sorted([*range(5)] * 2), done\n"
+    )
+
+
+def test_an_error_of_a_task_comes_when_all_of_them_have_ended(run_python):
+    run_python(
+        "import time\n"
+        "from keepnorm.kernels import threads\n"
+        "threads.most, done = lambda: 4, []\n"
+        "def work(t):\n"
+        "    if t == 0: raise MemoryError\n"
+        "    time.sleep(0.1); done.append(t)\n"
+        "try: threads.run_apart(4, work)\n"
+        "except MemoryError: assert sorted(done) == [1, 2, 3], done\n"
+        "else: raise SystemExit('no error')\n"
+    )
+
+
 def test_at_the_end_of_the_interpreter(run_python, reference):
     """No thread can be started any more when `atexit` functions run."""
     for layer in LAYERS.values():
-        code = PRELUDE + layer + "import atexit\natexit.register(lambda: print(bits()))\nimport concurrent.futures.thread"
+        code = PRELUDE + layer + "import atexit\natexit.register(lambda: print(bits()))"
         assert run_python(code, env={"NUMBA_NUM_THREADS": "3"}).strip() == reference
 
 

@@ -5,7 +5,8 @@ uses Numba's runtime, so that the code needs nothing but the C library and Pytho
 runs in later processes without Numba (native.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -141,9 +142,24 @@ def variant(function: Callable[..., Any], **options: Any) -> Callable[[F], F]:
     return decorate
 
 
-@global_compiler_lock
 def object_code(family: str, layout: Layout, symbol: str) -> bytes:
     """Object code with a Python function of the name `symbol` that runs the tasks of a family for one layout of arguments."""
+    with global_compiler_lock, _enabled():
+        return _object_code(family, layout, symbol)
+
+
+@contextmanager
+def _enabled() -> Iterator[None]:
+    """Numba compiles inside, also where NUMBA_DISABLE_JIT wants Python functions: our kernels are none."""
+    config.reload_config()  # what the environment says now, which Numba would ask for in the middle
+    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = disabled
+
+
+def _object_code(family: str, layout: Layout, symbol: str) -> bytes:
     kernel: Any = import_module(f"keepnorm.kernels.{family}").tasks
     kinds = tuple(_type_of(item) for item in layout)
     kernel.compile((types.int64, types.int64, types.int64, *kinds))

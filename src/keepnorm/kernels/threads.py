@@ -11,12 +11,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from threading import get_ident
-from typing import Never
+from typing import Any, Never
 
 from keepnorm.keywords import REQUIRED, check
 from keepnorm.machine import cores, is_serial
@@ -110,16 +109,49 @@ def layer() -> str:
 
 @cache
 def most() -> int:
-    """How many threads there may be: NUMBA_NUM_THREADS, or one for each core that this process may use."""
+    """How many threads there may be: NUMBA_NUM_THREADS, or one for each core that this process may use; fewer where the
+    system does not start as many, since GNU OpenMP ends the process then.
+    """
     if not _safe():
         return 1
     try:
         said = int(os.environ["NUMBA_NUM_THREADS"])
     except (KeyError, ValueError):
         said = 0
-    if said > 0:
-        return said
-    return cores()
+    wanted = said if said > 0 else cores()
+    if wanted == 1:
+        return 1
+    started = _startable(wanted)
+    return wanted if started == wanted else 1 + started // 2  # others may need the rest
+
+
+def _startable(n: int) -> int:
+    """How many of n threads the system starts, all of them alive at the same time: memory and numbers are limited."""
+    end, started = threading.Event(), []
+    size = threading.stack_size()
+    try:
+        with suppress(ValueError):  # of a size that the system does not know
+            threading.stack_size(max(size, _stack_bytes()))
+        for _ in range(n):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError):  # also where the interpreter is about to end
+        pass
+    finally:
+        threading.stack_size(size)
+        end.set()
+        for thread in started:
+            thread.join()
+    return len(started)
+
+
+def _stack_bytes() -> int:
+    """The stack of an OpenMP thread, where the environment says it (in KiB without a unit); else 0, the system's own."""
+    said = (os.environ.get("OMP_STACKSIZE") or os.environ.get("GOMP_STACKSIZE") or "").strip().upper()
+    unit = {"B": 0, "K": 10, "M": 20, "G": 30}.get(said[-1:])
+    digits = said if unit is None else said[:-1].strip()
+    return int(digits) << (10 if unit is None else unit) if digits.isdecimal() else 0
 
 
 def team() -> tuple[int, int, int]:
@@ -130,16 +162,30 @@ def team() -> tuple[int, int, int]:
 
 
 def run_apart(count: int, work: Callable[[int], None]) -> None:
-    """Call ``work(0)`` to ``work(count - 1)``, the first here and each other in a thread of Python's; exceptions come here."""
-    started = []
-    for t in range(1, count):
-        try:
-            started.append(_pool().submit(work, t))
-        except RuntimeError:  # the interpreter is about to end and starts no thread any more
-            work(t)
-    work(0)
-    for future in started:
-        future.result()
+    """Call ``work(0)`` to ``work(count - 1)``, here and in threads of Python's; exceptions come here.
+
+    Whoever is free takes the next, so that nothing waits for a thread that could not be started.
+    """
+    left = list(range(count))[::-1]
+
+    def help_out() -> None:
+        while True:
+            try:
+                task = left.pop()
+            except IndexError:
+                return
+            work(task)
+
+    helpers: list[Any] = []
+    with suppress(RuntimeError, MemoryError):  # no thread can be started, or the interpreter is about to end
+        while len(helpers) < count - 1:
+            helpers.append(_pool().submit(help_out))
+    try:
+        help_out()
+    finally:
+        failed = [error for helper in helpers if (error := helper.exception()) is not None]
+    for error in failed:
+        raise error
 
 
 @cache
@@ -181,5 +227,7 @@ def _is_fork() -> bool:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _pool() -> Any:
+    from concurrent.futures import ThreadPoolExecutor  # not loaded any more when the interpreter is about to end
+
     return ThreadPoolExecutor(max(1, most() - 1), thread_name_prefix="keepnorm")
