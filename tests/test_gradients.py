@@ -248,3 +248,13 @@ def test_the_vjp_keeps_nothing_that_a_caller_changes(rng):
     np.testing.assert_array_equal(dy, before)
     vjp(2 * dy)
     np.testing.assert_array_equal(vjp(dy).x, first)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("steps", [(3, 3), (1, 1), (1, 2), (2, 1), (4, 0), (0, 1), (-3, 3)], ids=str)
+@pytest.mark.parametrize("keep", [0, 1])
+def test_of_an_x_that_overlaps_itself(rng, keep, steps, dtype):
+    """Whether values lie side by side is a matter of their places: 28 values in as many places may have fewer."""
+    memory = rng.standard_normal(60).astype(dtype)
+    x = np.lib.stride_tricks.as_strided(memory[30:], (7, 4), [step * memory.itemsize for step in steps])
+    check(x, rng.standard_normal((7, 4)).astype(dtype), keep)

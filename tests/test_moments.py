@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 import keepnorm as kn
 from keepnorm.kernels.traffic import AHEAD
 from tests import oracle
-from tests.tolerance import assert_moments, assert_within, state, ulp
+from tests.tolerance import assert_moments, assert_output, assert_within, state, ulp
 
 finite = st.floats(-1e6, 1e6, width=32)
 columns = st.integers(1, 3).flatmap(
@@ -257,6 +257,31 @@ class TestMasks:
         where = np.array([[True, True, False], [True, False, False], [True, False, False]])
         sample = kn.moments(x, 1, where=where).variance(correction=1)
         np.testing.assert_array_equal(sample, [4.0, np.nan, np.nan])
+
+
+class TestTruths:
+    """A bool is true or false, whatever its byte is: image libraries hand out 0 and 255."""
+
+    RAW = np.random.default_rng(3).choice(np.array([0, 1, 2, 255], np.uint8), (40, 6))
+
+    @pytest.mark.parametrize("store", [np.ascontiguousarray, np.asfortranarray, lambda a: np.repeat(a, 2, 1)[:, ::2]])
+    @pytest.mark.parametrize("where", [None, np.random.default_rng(4).random((40, 6)) < 0.7])
+    def test_are_what_is_counted(self, store, where):
+        x, truths = store(self.RAW).view(bool), self.RAW != 0
+        assert_moments(kn.moments(x, 1, where=where), oracle.moments(truths, 1, where), "float32")
+        y, vjp = kn.normalize_vjp(x, 1, where=where)
+        exact = oracle.normalize(truths, 1, where=where)
+        assert_output(kn.normalize(x, 1, where=where), exact, 40)
+        assert_output(y, exact, 40)
+        dy = np.linspace(0, 1, 240, dtype=np.float32).reshape(40, 6)
+        np.testing.assert_array_equal(vjp(dy).x, kn.normalize_vjp(truths, 1, where=where)[1](dy).x)
+
+    def test_are_what_a_mask_says(self):
+        x, mask = np.random.default_rng(5).standard_normal((40, 6)), self.RAW.view(bool)
+        assert_moments(kn.moments(x, 1, where=mask), oracle.moments(x, 1, self.RAW != 0), "float64")
+        dy = np.linspace(0, 1, 240).reshape(40, 6)
+        mine, same = (kn.normalize_vjp(x, 1, where=m)[1](dy).x for m in (mask, self.RAW != 0))
+        np.testing.assert_array_equal(mine, same)
 
 
 class TestCopies:

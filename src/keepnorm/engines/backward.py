@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import Walk, flat, plain, readable, state_of, walk_strides
+from keepnorm.engines.memory import Walk, flat, in_memory_order, plain, readable, state_of, walk_strides
 from keepnorm.engines.results import empty_like
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.threads import available
@@ -79,12 +79,7 @@ def _result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _dense(x: Array) -> Array:
     """x itself if its values lie side by side in some order of the axes, else a copy."""
-    if x.flags.c_contiguous:
-        return x
-    span = sum(abs(step) * (n - 1) for n, step in zip(x.shape, x.strides, strict=True)) // x.itemsize + 1
-    return (
-        x if x.size in (0, span) and all(step > 0 for n, step in zip(x.shape, x.strides, strict=True) if n > 1) else x.copy()
-    )
+    return x if x.flags.c_contiguous or in_memory_order(x).flags.c_contiguous else x.copy()
 
 
 def _without_holes(x: Array, dy: Array, where: Array | None) -> tuple[Array, Array]:

@@ -41,8 +41,13 @@ def number(mask: Array | None, axes: Axes, xp: Any) -> Any:
     """How many values each cell has: an int, or an array where a mask makes them differ."""
     if mask is None:
         return axes.count
-    whole = xp.astype(mask, xp.int64 if has("int64", mask, xp) else xp.int32)
+    whole = truths(mask, xp.int64 if has("int64", mask, xp) else xp.int32, xp)
     return total(whole, axes.reduce, xp)
+
+
+def truths(x: Array, dtype: Any, xp: Any) -> Array:
+    """1 where x is true, else 0: a cast may take its byte, which may be any."""
+    return xp.where(x, xp.ones_like(x, dtype=dtype), xp.zeros_like(x, dtype=dtype))
 
 
 def total(x: Array, over: tuple[int, ...], xp: Any) -> Array:

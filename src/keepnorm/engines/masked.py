@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines.memory import flat, plain, readable, walk
+from keepnorm.engines.memory import flat, in_place, plain, readable, walk
 from keepnorm.kernels.threads import threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name
@@ -18,7 +18,7 @@ def moments(x: Array, axes: Axes, where: Array) -> Moments:
     from keepnorm.kernels.launch import run
 
     x = readable(x)
-    mask = readable(np.broadcast_to(where, x.shape))
+    mask = in_place(np.broadcast_to(where, x.shape))
     shape, dtype = axes.kept_shape, moments_name(x.dtype.name)
     if x.size == 0:
         nothing = np.zeros(shape)

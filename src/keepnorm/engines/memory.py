@@ -96,7 +96,18 @@ _PLAIN = frozenset(np.dtype(c) for c in "fdbBhHiIlLqQ")
 
 
 def readable(x: Array) -> Array:
-    """x itself where kernels can read it in place, else a copy: byte-swapped, unaligned, or with a step inside a value."""
+    """x itself where kernels can read its values in place, else a copy."""
+    return in_place(x if x.dtype.kind != "b" else _truths(x))
+
+
+def _truths(x: Array) -> Array:
+    """Booleans whose bytes are 0 and 1: those of a mask that was an image's bytes may be any."""
+    raw = x.view(np.uint8)
+    return x if raw.max(initial=0) <= 1 else raw != 0
+
+
+def in_place(x: Array) -> Array:
+    """x itself where its memory is as kernels want it, else a copy: byte-swapped, unaligned, or with a step inside a value."""
     if x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
         return x
     if not x.dtype.isnative:
@@ -110,9 +121,9 @@ def flat(x: Array) -> Array:
     """The memory from the first to the last byte of x as a contiguous array, of any rank, of the kernels' dtype."""
     if x.flags.c_contiguous:
         return x if x.dtype in _PLAIN else x.view(_record_of(x.dtype))
-    dense = x.transpose(_by_stride(x.strides))
-    if dense.flags.c_contiguous:
-        return dense if x.dtype in _PLAIN else dense.view(_record_of(x.dtype))
+    ordered = in_memory_order(x)
+    if ordered.flags.c_contiguous:
+        return ordered if x.dtype in _PLAIN else ordered.view(_record_of(x.dtype))
     low = high = 0
     for n, step in zip(x.shape, x.strides, strict=True):
         if step < 0:
@@ -123,6 +134,11 @@ def flat(x: Array) -> Array:
     address = x.__array_interface__["data"][0] + low
     whole = np.asarray(_Span(address, (high - low) // x.itemsize + 1, raw, x))
     return whole.view(x.dtype if x.dtype in _PLAIN else _record_of(x.dtype))
+
+
+def in_memory_order(x: Array) -> Array:
+    """x with its axes in the order of the memory: contiguous if its values lie side by side, each in a place of its own."""
+    return x.transpose(_by_stride(x.strides))
 
 
 @lru_cache(maxsize=4096)

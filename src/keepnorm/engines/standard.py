@@ -165,7 +165,8 @@ def _dtype(name: str, x: Array, xp: Any) -> Any:
 
 def _widen(x: Array, xp: Any) -> Array:
     """x in float64, or in float32 where the library or the device has no wider (some accelerators)."""
-    return xp.astype(x, xp.float64 if cells.has("float64", x, xp) else xp.float32)
+    wide = xp.float64 if cells.has("float64", x, xp) else xp.float32
+    return cells.truths(x, wide, xp) if dtype_name(x.dtype) == "bool" else xp.astype(x, wide)
 
 
 def _ranges(x: Array, wide: Array) -> bool:

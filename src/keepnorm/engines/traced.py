@@ -124,6 +124,8 @@ def _open(x: Array, axes: Axes, where: Array | None) -> tuple[Array, Array | Non
     """x as a pair, whose low part is None where float32 holds every value of its dtype, and the mask, in `axes.shape`."""
     x = jnp.reshape(x, axes.shape)
     mask = None if where is None else jnp.reshape(jnp.broadcast_to(where, axes.source), axes.shape)
+    if x.dtype.name == "bool":
+        x = cells.truths(x, jnp.float32, jnp)
     if x.dtype.name not in ("int32", "uint32"):
         return x.astype(jnp.float32), None, mask
     return *pairs.whole(x), mask

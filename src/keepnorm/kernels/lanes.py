@@ -210,7 +210,7 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
         again = False
         for k in range(cells):
             far = is_outlier(x, q[k], part[M2, k])
-            shift[k] = next_shift(part, k) if far else part[K, k]
+            shift[k] = next_shift(part, k, far)
             again |= far
         if not again:
             break

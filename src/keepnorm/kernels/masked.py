@@ -94,8 +94,8 @@ def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
         for lane in range(width):
             q = lanes[M2, lane]
             set_state(lanes, lane, lanes[N, lane], lanes[K, lane], lanes[DELTA, lane], q)
-            far = sweep == 0 and is_outlier(x, q, lanes[M2, lane])
-            lanes[K, lane] = next_shift(lanes, lane) if far else lanes[K, lane]
+            far = is_outlier(x, q, lanes[M2, lane]) and sweep == 0
+            lanes[K, lane] = next_shift(lanes, lane, far)
             again |= far
         if not again:
             break

@@ -115,7 +115,9 @@ def sweep(x, plan, outer, start, step, b, count, part, at, sums, cells, buffer, 
         for j in range(count):
             k = cells[j] if again else j
             source, here = gathered(x, x0 + k * step, plan[INNER_X], n, buffer)
-            shift = sums[SHIFT, k] if again or p > p0 else first_shift(source, here, 1, n)
+            if not again and p == p0:
+                sums[SHIFT, k] = first_shift(source, here, 1, n)
+            shift = sums[SHIFT, k]
             s, q = run_sums(source, here, n, shift, ahead)
             if p > p0:
                 s += sums[SUM, k]
@@ -127,7 +129,7 @@ def sweep(x, plan, outer, start, step, b, count, part, at, sums, cells, buffer, 
                 continue
             set_state(part, at + k, values, shift, s, q)
             if is_outlier(x, q, part[M2, at + k]):
-                sums[SHIFT, k] = next_shift(part, at + k)
+                sums[SHIFT, k] = next_shift(part, at + k, True)
                 cells[outliers] = k
                 outliers += 1
     return outliers

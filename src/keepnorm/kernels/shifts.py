@@ -74,10 +74,14 @@ def _is_outlier(x, q, m2):
 
 
 @exact
-def next_shift(part, k):
-    """The mean of cell k as the shift of a second sweep, the old shift if it is not finite.
+def next_shift(part, k, far):
+    """The mean of cell k as the shift of a second sweep if the old one is `far`; the old shift else, or if that is not finite.
+
+    It is called for every cell, and chooses inside: LLVM makes one load of a choice between a call's result and an element of
+    an array, and where it then turns the loop into vectors, every lane gets the last lane's result.
 
     Exact, because a sum that may be reordered is no NaN once it is subtracted from itself, which is what isfinite does.
     """
-    mean = part[K, k] + part[DELTA, k]
-    return mean if -np.inf < mean < np.inf else part[K, k]
+    shift = part[K, k]
+    mean = shift + part[DELTA, k]
+    return mean if far and -np.inf < mean < np.inf else shift
