@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
+from keepnorm import plan
+from keepnorm.engines import memory
+from tests.layouts import layouts
 
 # Large enough that several threads take part, in every family of kernels; small enough to be quick.
 SHARED = {
@@ -87,6 +90,47 @@ def test_of_a_cell_do_not_depend_on_a_neighbour_far_from_zero(dtype, lanes):
     assert kn.normalize(np.asfortranarray(far), 1, w, b).tobytes("C") == y.tobytes()
 
 
+@pytest.fixture
+def anew(monkeypatch):
+    """Set a number of the plan, and forget the plans that were made with another."""
+
+    def change(name, value):
+        monkeypatch.setattr(plan, name, value)
+        forget()
+
+    def forget():
+        plan.make_plan.cache_clear()
+        memory.walk_strides.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.parametrize("shape", [(300, 30, 9), (600, 37), (5, 40, 131)], ids=str)
+def test_of_float64_do_not_depend_on_how_many_cells_go_together(anew, shape):
+    """Which lanes are left over at the end of a task depends on the cores, and on numbers that are a matter of speed."""
+    x = data(shape, np.float64)
+    answers = set()
+    for cores in (1, 2, 3, 7, 64):
+        for group in (1 << 14, 1 << 17, 1 << 19):
+            anew("CORES", cores)
+            anew("GROUP_BYTES", group)
+            moments = kn.moments(x, 1)
+            answers.add((moments.delta.tobytes(), moments.m2.tobytes(), kn.normalize_vjp(x, 1)[1](np.sin(x)).x.tobytes()))
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("axes", [(1, 3), (1, 2, 3), (0, 1)])
+def test_of_weights_inside_cells_do_not_depend_on_the_layout(axes):
+    """Far from zero, where a mean goes into the shift or does not; signs of zeros count."""
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((40, 12, 8, 22)) * 1e-3 + 700).astype(np.float32)
+    weight, bias = rng.standard_normal((2, *(x.shape[a] for a in axes))).astype(np.float32)
+    answers = {name: kn.normalize(stored, 1, weight, bias, affine=axes).tobytes() for name, stored in layouts(x)}
+    assert len(set(answers.values())) == 1
+
+
 def gradients_of(x, keep, dy=None):
     shape = [x.shape[a] for a in keep]
     y, vjp = kn.normalize_vjp(x, keep, np.full(shape, 0.7), np.full(shape, -0.1))
@@ -141,6 +185,7 @@ BATCHES = {
     "root mean square": ((1000,), lambda x, w: kn.rms_norm(x, w((1000,)), axes=-1)),
     "two kept axes": ((9, 5, 11), lambda x, w: kn.normalize(x, (0, 2), w((9,)), affine=1)),
     "inference": ((6, 9, 9), lambda x, w: kn.batch_norm(x, w((6,)), w((6,)), channel=1, moments=running(6))),
+    "instance norm, lanes left over": ((130, 30, 9), lambda x, w: kn.instance_norm(x, w((30,)), channel=2)),
     "inference, channels last": ((9, 9, 6), lambda x, w: kn.batch_norm(x, w((6,)), channel=-1, moments=running(6))),
 }
 VIEWS = {

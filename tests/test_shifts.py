@@ -1,13 +1,15 @@
 """The shift of a block: no digits are lost whatever values come first, and who goes with a cell changes none of its bits."""
 
 import math
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import keepnorm as kn
-from tests.tolerance import assert_within, state
+from tests import oracle
+from tests.tolerance import assert_moments, assert_within, state
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 LOST = 2.0**7  # seven bits of float64
@@ -132,3 +134,32 @@ def test_the_first_values_may_be_anything(dtype):
                 assert_within(np.ravel(got.m2)[1] / 50, var[1], 1e-12 * var[1], "variance")
             else:
                 np.testing.assert_array_equal(np.ravel(got.mean)[1], np.float32(mean[1]))
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32, 64])
+@pytest.mark.parametrize("kind", ["int", "uint"])
+def test_no_digits_of_integers_are_lost(kind, bits):
+    """At the end of their range, with a first value at the other: 64 bits are more than float64 has."""
+    info = np.iinfo(f"{kind}{bits}")
+    rng = np.random.default_rng(bits)
+    for spread in (3, 100, 2**40):
+        rows = int(info.max) - np.minimum(rng.integers(0, spread, (6, COUNT), np.int64), int(info.max) // 2).astype(object)
+        for first in (info.min, 0, info.max):
+            rows[:, 0] = int(first)
+            for name, x, keep in layouts(rows.astype(info.dtype)):
+                dtype = "float64" if bits == 64 else "float32"
+                assert_moments(kn.moments(x, keep), oracle.moments(x, keep), dtype, f"{name}, first {first}, {spread}")
+                everything = np.ones(x.shape, bool)
+                assert_moments(kn.moments(x, keep, where=everything), oracle.moments(x, keep), dtype, f"masked {name}")
+
+
+@pytest.mark.parametrize(("dtype", "mean"), [("uint64", -3.5), ("uint64", 2.0**65), ("int64", -(2.0**64)), ("int64", 2.0**64)])
+def test_given_means_may_lie_outside_the_range_of_integers(dtype, mean):
+    info = np.iinfo(dtype)
+    x = np.array([info.min, 0, 1, info.max // 2, info.max - 5, info.max] * 3, dtype)
+    given = kn.Moments.from_mean_var(np.float64(mean), np.float64(1), keep=(), ndim=1)
+    exact = np.array([float(Fraction(int(v)) - Fraction(mean)) for v in x])
+    y, vjp = kn.normalize_vjp(x, (), moments=given, eps=0)
+    for got in (y, kn.normalize(x, (), moments=given, eps=0)):
+        assert_within(got, exact, 2 * np.spacing(np.abs(exact)))
+    assert_within(vjp(np.ones(x.shape)).x, np.ones(x.shape), 0)

@@ -14,6 +14,7 @@ from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.traffic import ask, ask_ahead, before_lines, claim, claim_ahead, distance, room, whole_steps
 from keepnorm.kernels.vector import (
+    FOLDED,
     WIDTH,
     deviations,
     fill,
@@ -25,8 +26,6 @@ from keepnorm.kernels.vector import (
     uncentred,
     write,
 )
-
-FOLDED = 2.0**20
 
 # Lanes whose factors and shifts stay in registers where rows are a part of as many.
 SPAN = 8 * WIDTH

@@ -1,4 +1,4 @@
-"""The smaller and the larger of two integers: Numba's own are compiled anew for each combination of types, 18 ms each."""
+"""Integers: the smaller and the larger of two, since Numba's own take 18 ms for each combination of types, and their range."""
 
 from numba import types
 from numba.extending import intrinsic
@@ -22,3 +22,8 @@ def most(typing, a, b):
         return builder.select(builder.icmp_signed(">", *arguments), *arguments)
 
     return types.intp(types.intp, types.intp), generate
+
+
+def whole_range(kind):
+    """The least and the largest float64 that are integers of a type of 64 bits; a mean may lie outside, if it is given."""
+    return (-(2.0**63), 2.0**63 - 1024) if kind.signed else (0.0, 2.0**64 - 2048)

@@ -87,7 +87,10 @@ def add_row(x, start, n, shift, s, q, c):
 
 @exact
 def add_rows(x, start, step, n, shift, s, q, c, plain):
-    """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
+    """Add four rows at once: the sums of a lane are loaded and stored once for all four.
+
+    Lanes left over take the same formula: which lanes these are is a matter of how many cells go together.
+    """
     whole = n // WIDTH * WIDTH
     second = start + step
     third = second + step
@@ -101,8 +104,14 @@ def add_rows(x, start, step, n, shift, s, q, c, plain):
         save(s, c, i, load(s, c, i) + ((d0 + d1) + (d2 + d3)))
         save(q, c, i, fused(d0, d0, fused(d1, d1, load(q, c, i))) + fused(d2, d2, d3 * d3))
     if whole < n:
-        for row in range(4):
-            add_row(x, start + row * step + whole, n - whole, shift, s, q, c + whole)
+        m = n - whole
+        k = load(shift, c, whole)
+        d0 = first(unless(plain, load_first(x, start, whole, m), k), m)
+        d1 = first(unless(plain, load_first(x, second, whole, m), k), m)
+        d2 = first(unless(plain, load_first(x, third, whole, m), k), m)
+        d3 = first(unless(plain, load_first(x, fourth, whole, m), k), m)
+        save(s, c, whole, load(s, c, whole) + ((d0 + d1) + (d2 + d3)))
+        save(q, c, whole, fused(d0, d0, fused(d1, d1, load(q, c, whole))) + fused(d2, d2, d3 * d3))
 
 
 @helper
@@ -206,11 +215,11 @@ def block(x, plan, outer, start, b, cells, part, sums, buffer):
         add_block(x, plan, outer, start, b, cells * short, sums, buffer, plain)
         gather(s, cells, short, fold)
         gather(q, cells, short, fold)
-        set_states(part, cells, n, s, q)
+        set_states(x, part, cells, n, s, q)
         again = False
         for k in range(cells):
             far = is_outlier(x, q[k], part[M2, k])
-            shift[k] = next_shift(part, k, far)
+            shift[k] = next_shift(x, part, k, far)
             again |= far
         if not again:
             break

@@ -90,7 +90,7 @@ def add_row(x, xi, dy, zi, n, mean, low, s, q, c):
 
 @exact
 def add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c):
-    """Add four rows at once: the sums of a lane are loaded and stored once for all four."""
+    """Add four rows at once: the sums of a lane are loaded and stored once for all four; lanes left over alike."""
     whole = n // WIDTH * WIDTH
     x2 = xi + x_step
     x3 = x2 + x_step
@@ -112,8 +112,19 @@ def add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c):
         save(s, c, i, load(s, c, i) + ((g1 + g2) + (g3 + g4)))
         save(q, c, i, fused(g1, d1, fused(g2, d2, load(q, c, i))) + fused(g3, d3, g4 * d4))
     if whole < n:
-        for row in range(4):
-            add_row(x, xi + row * x_step + whole, dy, zi + row * z_step + whole, n - whole, mean, low, s, q, c + whole)
+        k = n - whole
+        m = load(mean, c, whole)
+        e = load(low, c, whole)
+        g1 = floats(load_first(dy, zi, whole, k))
+        g2 = floats(load_first(dy, z2, whole, k))
+        g3 = floats(load_first(dy, z3, whole, k))
+        g4 = floats(load_first(dy, z4, whole, k))
+        d1 = first(centred_values(load_first(x, xi, whole, k), m, e), k)
+        d2 = first(centred_values(load_first(x, x2, whole, k), m, e), k)
+        d3 = first(centred_values(load_first(x, x3, whole, k), m, e), k)
+        d4 = first(centred_values(load_first(x, x4, whole, k), m, e), k)
+        save(s, c, whole, load(s, c, whole) + ((g1 + g2) + (g3 + g4)))
+        save(q, c, whole, fused(g1, d1, fused(g2, d2, load(q, c, whole))) + fused(g3, d3, g4 * d4))
 
 
 @exact

@@ -93,9 +93,9 @@ def block(x, mask, plan, outer, x_start, m_start, b, cells, part, lanes):
         again = False
         for lane in range(width):
             q = lanes[M2, lane]
-            set_state(lanes, lane, lanes[N, lane], lanes[K, lane], lanes[DELTA, lane], q)
+            set_state(x, lanes, lane, lanes[N, lane], lanes[K, lane], lanes[DELTA, lane], q)
             far = is_outlier(x, q, lanes[M2, lane]) and sweep == 0
-            lanes[K, lane] = next_shift(lanes, lane, far)
+            lanes[K, lane] = next_shift(x, lanes, lane, far)
             again |= far
         if not again:
             break
@@ -145,10 +145,10 @@ def run_block(x, mask, plan, outer, x_start, m_start, b, part):
             n += dn
             s += ds
             q += dq
-        set_state(part, 0, n, shift, s, q)
+        set_state(x, part, 0, n, shift, s, q)
         if not is_outlier(x, q, part[M2, 0]):
             break
-        shift = part[K, 0] + part[DELTA, 0]
+        shift = next_shift(x, part, 0, True)
 
 
 @exact

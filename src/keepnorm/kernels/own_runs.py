@@ -7,7 +7,7 @@ from keepnorm.kernels.compile import exact, variant
 from keepnorm.kernels.integers import least
 from keepnorm.kernels.own import float32_is_enough, float32_parts, is_held, largest_mean
 from keepnorm.kernels.runs import kernel
-from keepnorm.kernels.scalars import LOW, MEAN, SCALE
+from keepnorm.kernels.scalars import LOW, MEAN, OWN, SCALE
 from keepnorm.kernels.sixteens import COUNT, affine_twice, moved_twice
 from keepnorm.kernels.traffic import before_lines, before_steps, claim, room, whole_steps
 from keepnorm.kernels.vector import (
@@ -15,6 +15,7 @@ from keepnorm.kernels.vector import (
     deviations,
     fill,
     floats,
+    fold_values,
     load,
     load_first,
     save_first,
@@ -126,14 +127,48 @@ def _in_float64(x, xi, y, yi, n, mean, scale, shift, weight, bias, a, past):
 
 
 @exact
+def _folded(values, mean, scale, low, weight, bias, y):
+    """Eight results by the formula of affine.py, which other layouts take: there a run or a lane has one weight."""
+    w = scale * weight
+    centre, shift = fold_values(values, mean, w, bias - low * w, y)
+    return scaled(deviations(values, centre), w, shift)
+
+
+@exact
+def _in_float64_folded(x, xi, y, yi, n, mean, scale, low, weight, bias, a, past):
+    """The same for weights that differ between cells."""
+    m = fill(mean)
+    f = fill(scale)
+    e = fill(low)
+    i = 0
+    end = before_lines(y, yi, n, past)
+    while i < n:
+        while i < end:
+            k = least(WIDTH, end - i)
+            w = floats(load_first(weight, a, i, k))
+            b = floats(load_first(bias, a, i, k))
+            save_first(y, yi, i, k, _folded(load_first(x, xi, i, k), m, f, e, w, b, y))
+            i += k
+        whole = whole_steps(y, n - i, WIDTH, past)
+        for j in range(i, i + whole, WIDTH):
+            w = floats(load(weight, a, j))
+            b = floats(load(bias, a, j))
+            write(y, yi, j, _folded(load(x, xi, j), m, f, e, w, b, y), past)
+        i += whole
+        end = n
+
+
+@exact
 def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, largest, past):
     """The affine step on a piece of a run of cell k, with the weights and biases from affine index `a` on."""
     mean = state[MEAN, k]
     scale = state[SCALE, k]
     if float32_is_enough(state, k, largest):
         _in_float32(x, xi, y, yi, n, mean, scale, weight, bias, a, past)
-    else:
+    elif plan[OWN] != 0:
         _in_float64(x, xi, y, yi, n, mean, scale, -state[LOW, k] * scale, weight, bias, a, past)
+    else:
+        _in_float64_folded(x, xi, y, yi, n, mean, scale, state[LOW, k], weight, bias, a, past)
 
 
 tasks = kernel(largest_mean, scale_piece)

@@ -127,9 +127,9 @@ def sweep(x, plan, outer, start, step, b, count, part, at, sums, cells, buffer, 
                 sums[SUM, k] = s
                 sums[SQUARES, k] = q
                 continue
-            set_state(part, at + k, values, shift, s, q)
+            set_state(x, part, at + k, values, shift, s, q)
             if is_outlier(x, q, part[M2, at + k]):
-                sums[SHIFT, k] = next_shift(part, at + k, True)
+                sums[SHIFT, k] = next_shift(x, part, at + k, True)
                 cells[outliers] = k
                 outliers += 1
     return outliers

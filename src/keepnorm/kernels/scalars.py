@@ -6,7 +6,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from keepnorm.kernels.compile import exact, variant
-from keepnorm.kernels.integers import least
+from keepnorm.kernels.integers import least, whole_range
 
 # Columns of a table of axes, as in plan.Axis.
 SIZE, CELL, AFFINE, X, Y, Z, MASK = np.arange(7)
@@ -126,10 +126,10 @@ def deviation(value, mean):
 @variant(deviation)
 def _deviation(value, mean):
     if value in (types.int64, types.uint64):
-        most = np.float64(2**63 - 1024 if value is types.int64 else 2**64 - 2048)
+        low, high = whole_range(value)
 
         def in_two_steps(value, mean):
-            whole = min(np.trunc(mean), most)
+            whole = max(min(np.trunc(mean), high), low)
             return difference(value, whole) - (mean - whole)
 
         return in_two_steps
@@ -218,15 +218,53 @@ def chunk_and_block(t, plan):
     return position * chunks + t - row * chunks, row - position * plan[BLOCKS]
 
 
+def about_mean(x, n, s, q, delta):
+    """M2 from q = sum (x - K)^2, with delta = s / n.
+
+    K of 64-bit integers may be 1024 from their mean, though they differ by one: float64 has no number between. Their s and q
+    are whole numbers, mostly exact, and so is what is left of both, if no product is rounded.
+    """
+
+
+@variant(about_mean)
+def _about_mean(x, n, s, q, delta):
+    if x.dtype in (types.int64, types.uint64):
+        return lambda x, n, s, q, delta: _exact_rest(n, s, q, delta)  # noqa: ARG005
+    return lambda x, n, s, q, delta: q - s * delta  # noqa: ARG005
+
+
 @exact
-def set_state(part, k, n, shift, s, q):
-    """Write the state of n values with s = sum (x - K) and q = sum (x - K)^2.
+def _product(a, b):
+    """a * b and what it loses (Dekker)."""
+    c = 134217729.0 * a
+    a1 = c - (c - a)
+    a2 = a - a1
+    c = 134217729.0 * b
+    b1 = c - (c - b)
+    b2 = b - b1
+    p = a * b
+    return p, ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+@exact
+def _exact_rest(n, s, q, delta):
+    """q - s^2 / n, with s = delta * n + what the division has lost."""
+    back, lost = _product(delta, n)
+    rest = (s - back) - lost
+    square, lost = _product(s, delta)
+    return ((q - square) - lost) - s * rest / n
+
+
+@exact
+def set_state(x, part, k, n, shift, s, q):
+    """Write the state of n values of x with s = sum (x - K) and q = sum (x - K)^2.
 
     M2 is infinite where values are, or too far apart for float64, and NaN only where a value is.
     """
     empty = n == 0.0
     delta = s / n
-    m2 = np.inf if q == np.inf else q - s * delta
+    rest = about_mean(x, n, s, q, delta)
+    m2 = np.inf if q == np.inf else rest
     m2 = 0.0 if m2 < 0.0 or empty else m2  # a NaN passes
     part[N, k] = n
     part[K, k] = shift
@@ -235,10 +273,10 @@ def set_state(part, k, n, shift, s, q):
 
 
 @exact
-def set_states(part, cells, n, s, q):
+def set_states(x, part, cells, n, s, q):
     """`set_state` for neighbouring cells, whose shifts `part` holds."""
     for k in range(cells):
-        set_state(part, k, n, part[K, k], s[k], q[k])
+        set_state(x, part, k, n, part[K, k], s[k], q[k])
 
 
 @exact

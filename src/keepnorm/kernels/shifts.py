@@ -10,14 +10,17 @@ import numpy as np
 from numba import types
 
 from keepnorm.kernels.compile import exact, variant
-from keepnorm.kernels.integers import least
+from keepnorm.kernels.integers import least, whole_range
 from keepnorm.kernels.scalars import DELTA, K, difference
 from keepnorm.kernels.vector import WIDTH, all_near, is_narrow_float, load
 
 # A reduction whose q = sum (x - K)^2 exceeds this multiple of M2 had a K too far away and is swept again about its mean. Of
-# float64 no digit may be lost; of narrower floats seven bits of float64 may, those of a mean 11 deviations from K.
+# values of 64 bits no digit may be lost; of narrower ones seven bits of float64 may, those of a mean 11 deviations from K.
 FAR = 3.0
 FAR_OF_NARROW = 2.0**7
+
+_WHOLE = types.int64, types.uint64
+_WIDE = types.float64, *_WHOLE
 
 
 def anchor(value):
@@ -62,26 +65,43 @@ def _first_shift(x, start, step, n):
 
 
 def is_outlier(x, q, m2):
-    """Whether q = sum (x - K)^2 tells that K lies too far from the others; never of integers."""
+    """Whether q = sum (x - K)^2 tells that K lies too far from the others."""
 
 
 @variant(is_outlier)
 def _is_outlier(x, q, m2):
-    if isinstance(x.dtype, types.Integer | types.Boolean):
-        return lambda x, q, m2: False  # noqa: ARG005
-    far = FAR_OF_NARROW if is_narrow_float(x.dtype) else FAR
+    far = FAR if x.dtype in _WIDE else FAR_OF_NARROW
     return lambda x, q, m2: q > far * m2 and q < np.inf  # noqa: ARG005
 
 
-@exact
-def next_shift(part, k, far):
+def next_shift(x, part, k, far):
     """The mean of cell k as the shift of a second sweep if the old one is `far`; the old shift else, or if that is not finite.
 
     It is called for every cell, and chooses inside: LLVM makes one load of a choice between a call's result and an element of
-    an array, and where it then turns the loop into vectors, every lane gets the last lane's result.
-
-    Exact, because a sum that may be reordered is no NaN once it is subtracted from itself, which is what isfinite does.
+    an array, and where it then turns the loop into vectors, every lane gets the last lane's result. The shift of integers of
+    64 bits is one of them.
     """
+
+
+@variant(next_shift)
+def _next_shift(x, part, k, far):
+    if x.dtype not in _WHOLE:
+        return lambda x, part, k, far: _next_mean(part, k, far)  # noqa: ARG005
+    low, high = whole_range(x.dtype)
+    return lambda x, part, k, far: _next_whole(part, k, far, low, high)  # noqa: ARG005
+
+
+@exact
+def _next_mean(part, k, far):
+    """Exact, because a sum that may be reordered is no NaN once it is subtracted from itself, which is what isfinite does."""
     shift = part[K, k]
     mean = shift + part[DELTA, k]
     return mean if far and -np.inf < mean < np.inf else shift
+
+
+@exact
+def _next_whole(part, k, far, low, high):
+    shift = part[K, k]
+    mean = np.trunc(shift + part[DELTA, k])
+    within = low if mean < low else high if mean > high else mean
+    return within if far else shift

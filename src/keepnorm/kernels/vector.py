@@ -20,6 +20,8 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic
 
+from keepnorm.kernels.integers import whole_range
+
 WIDTH = 8
 
 _BYTES = ir.IntType(8).as_pointer()
@@ -442,6 +444,26 @@ def fold_into(given, result):
     return result is not types.float64 and given not in (types.float64, types.int64, types.uint64)
 
 
+FOLDED = 2.0**20
+
+
+@intrinsic
+def fold_values(typing, values, mean, w, shift, result):
+    """The centres and the shifts of eight values on their way to a result, as affine.fold gives them for one."""
+
+    def generate(context, builder, signature, arguments):
+        kind, (_, mean, w, shift, _) = signature.args[0], arguments
+        both = mean, shift
+        if kind is not FLOATS and fold_into(kind.dtype, result.dtype):
+            product = builder.fmul(mean, w)
+            folds = builder.fcmp_ordered("<", call(builder, "fabs", product), _same(ir.DoubleType(), FOLDED))
+            away = builder.fsub(shift, product)
+            both = builder.select(folds, Constant(_DOUBLES, None), mean), builder.select(folds, away, shift)
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return types.UniTuple(FLOATS, 2)(values, FLOATS, FLOATS, FLOATS, result), generate
+
+
 @intrinsic
 def uncentred(typing, values, centre, result):
     """Eight values less their centres, which are 0 where `fold_into` says so: then it is not subtracted."""
@@ -475,9 +497,10 @@ def _is_whole(kind):
 def _deviation(builder, kind, given, mean):
     if not _is_whole(kind):
         return _less(builder, kind, given, mean)
-    most = _same(ir.DoubleType(), float(2**63 - 1024 if kind.dtype.signed else 2**64 - 2048))
+    least, most = (_same(ir.DoubleType(), end) for end in whole_range(kind.dtype))
     whole = call(builder, "trunc", mean)
     whole = builder.select(builder.fcmp_unordered(">", whole, most), most, whole)
+    whole = builder.select(builder.fcmp_ordered("<", whole, least), least, whole)
     return builder.fsub(_less(builder, kind, given, whole), builder.fsub(mean, whole))
 
 
