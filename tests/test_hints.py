@@ -47,6 +47,11 @@ def test_a_weight_on_other_axes_is_told_its_affine(keep, sizes, weight, advice):
             kn.normalize(X, keep, eval(spelling), **sizes)
 
 
+def test_the_axes_that_are_kept_come_first():
+    cube = np.ones((2, 8, 8, 8), np.float32)
+    assert said(lambda: kn.normalize(cube, "n h w (g c) -> n g", W, g=2)) == ['affine="g c"']
+
+
 def test_a_weight_that_could_be_on_two_axes_is_told_both():
     square = np.ones((2, 8, 8, 3), np.float32)
     assert said(lambda: kn.normalize(square, 0, W)) == ["affine=1", "affine=2"]

@@ -207,3 +207,32 @@ def test_every_nox_session_says_what_it_does():
     for node in ast.parse((ROOT / "noxfile.py").read_text()).body:
         if isinstance(node, ast.FunctionDef) and "session" in ast.unparse(node.decorator_list[:1] or [ast.Pass()]):
             assert ast.get_docstring(node), node.name
+
+
+def names_in(path):
+    """The names of the tests of a file, as pytest has them."""
+    for node in ast.parse(path.read_text()).body:
+        inside = node.body if isinstance(node, ast.ClassDef) else [node]
+        for one in inside:
+            if isinstance(one, ast.FunctionDef) and one.name.startswith("test_"):
+                yield f"{node.name}::{one.name}" if isinstance(node, ast.ClassDef) else one.name
+
+
+def promised():
+    return re.findall(r"`(tests/[^`]*\.py)::([^`]*)`", (ROOT / "docs" / "reliability.md").read_text())
+
+
+def test_every_promise_is_proved_by_a_test_that_exists():
+    names = promised()
+    assert len(names) > 40
+    assert [f"{file}::{name}" for file, name in names if name not in names_in(ROOT / file)] == []
+
+
+def test_every_promise_has_a_test():
+    """Each row of the tables names one, and the five rules are told once, there."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [
+        line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| promise", "| rule"))
+    ]
+    assert [row for row in rows if "::test_" not in row] == []
+    assert {row.split(" | ")[0].removeprefix("| ") for row in rows if row[2].isdigit()} == set("12345")

@@ -5,7 +5,6 @@ All public functions and classes look into the one table of this file, and only 
 
 import re
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import lru_cache
 from inspect import Parameter, isclass, signature
 from typing import Any, NamedTuple, NoReturn
@@ -207,6 +206,8 @@ def _meaning(row: Row, called: str, taken: list[str]) -> str:
 
 def _nearest(name: str, function: Callable[..., Any], called: str, taken: list[str]) -> str:
     """What a misspelt word may be."""
+    from difflib import get_close_matches
+
     for near in get_close_matches(name.lower(), [*taken, *ROWS], n=1, cutoff=0.7):
         if near in taken:
             return f"did you mean {near}=?"
