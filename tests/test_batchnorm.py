@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import array_api_strict
@@ -410,3 +411,95 @@ def test_dask_stays_lazy(rng):
     assert isinstance(bn.state.mean, da.Array)
     assert_output(np.asarray(y), twin(x, training=True).astype("f8"), x.size)
     assert_within(np.asarray(bn.running.mean), twin.running.mean, ulp(twin.running.mean, "f4"))
+
+
+def passing(torch):
+    """Ways in which PyTorch shows a function tensors that have no values to remember."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def exported(f, x):
+        class Model(torch.nn.Module):
+            def forward(self, x):
+                return f(x)
+
+        torch.export.export(Model(), (x,))
+
+    def open_size(f, x):
+        class Model(torch.nn.Module):
+            def forward(self, x):
+                return f(x)
+
+        torch.export.export(Model(), (x,), dynamic_shapes={"x": {0: torch.export.Dim("n")}})
+
+    def fake(f, x):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # the running moments are real
+            f(mode.from_tensor(x))
+
+    return {
+        "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, x])),
+        "grad": lambda f, x: torch.func.grad(lambda a: f(a).sum())(x),
+        "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+        "functionalize": lambda f, x: torch.func.functionalize(f)(x),
+        "export": exported,
+        "export, size left open": open_size,
+        "make_fx": lambda f, x: make_fx(f)(x),
+        "fake": fake,
+        "meta": lambda f, x: f(x.to("meta")),
+        "jit.trace": lambda f, x: torch.jit.trace(f, (x,)),
+    }
+
+
+def learning(bn):
+    """Every call that changes the running moments."""
+    return (
+        lambda a: bn(a, training=True),
+        lambda a: bn.vjp(a, training=True)[0],
+        lambda a: (bn.update(kn.moments(a, -1)), a)[1],
+    )
+
+
+def inference(bn):
+    return lambda a: bn(a, training=False)
+
+
+WAYS = ("vmap", "grad", "jvp", "functionalize", "export", "export, size left open", "make_fx", "fake", "meta", "jit.trace")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Converting a tensor")  # of torch.jit
+@pytest.mark.parametrize("way", WAYS)
+def test_torch_traces_inference_and_refuses_to_remember_a_trace(rng, way):
+    torch = pytest.importorskip("torch")
+    trace, x = passing(torch)[way], torch.from_numpy(rng.standard_normal((6, 4)).astype("f4"))
+    for make in (lambda: kn.BatchNorm(4, keep=-1), lambda: BatchRenorm(4, keep=-1)):
+        bn = make()
+        bn(x, training=True)
+        before, expected = bn.to_dict(), bn(x, training=False)
+        for step in learning(bn):
+            with pytest.raises(TypeError, match=r"running moments cannot be updated from tensors that have no values to keep"):
+                trace(step, x)
+            assert bn.to_dict() == before
+        trace(inference(bn), x)
+        assert torch.equal(bn(x, training=False), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # both inside torch.compile
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_torch_compiles_around_a_batch_norm(rng, backend):
+    torch = pytest.importorskip("torch")
+    if backend == "inductor" and not (shutil.which("gcc") or shutil.which("clang")):
+        pytest.skip("inductor needs a C++ compiler")
+    x = torch.from_numpy(rng.standard_normal((6, 4)).astype("f4"))
+    for bn, twin in ([kn.BatchNorm(4, keep=-1) for _ in range(2)], [BatchRenorm(4, keep=-1) for _ in range(2)]):
+        steps = (
+            lambda a, bn: bn(a * 2, training=True) + 1,
+            lambda a, bn: bn(a + 1, training=False) * 2,
+            lambda a, bn: bn.vjp(a * 2, training=True)[1](a + 1).x * 2,
+            lambda a, bn: (bn.update(kn.moments(a * 2, -1)), a + 1)[1],
+            lambda a, bn: a * torch.as_tensor(bn.fold()[0]) + torch.as_tensor(bn.fold()[1]),
+        )
+        for step in steps:
+            compiled = torch.compile(step, backend=backend)
+            torch.testing.assert_close(compiled(x, bn), step(x, twin))
+            assert bn.to_dict() == twin.to_dict()
+        torch._dynamo.reset()

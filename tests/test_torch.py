@@ -98,6 +98,32 @@ def test_writing_to_what_a_gradient_needs_is_noticed():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("changed", ["x", "weight", "where"])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_writing_between_normalize_vjp_and_its_vjp_is_noticed(changed, kernels, monkeypatch):
+    x, weight, _ = operands(dtype=torch.float32)
+    where = MASK.clone()
+    if not kernels:
+        monkeypatch.setattr(engine, "_kernels", lambda *_: None)
+    y, vjp = kn.normalize_vjp(x, 1, weight, where=where)
+    expected = vjp(y).x
+    assert torch.equal(vjp(y).x, expected)
+    {"x": x, "weight": weight, "where": where}[changed].copy_(0)
+    with pytest.raises(RuntimeError, match=f"{changed} has been modified by an inplace operation since normalize_vjp"):
+        vjp(y)
+
+
+def test_kernels_that_write_to_x_after_normalize_vjp_are_noticed():
+    x, _, _ = operands(dtype=torch.float32)
+    y, vjp = kn.normalize_vjp(x, 1)
+    kn.normalize(x, 1, out=x)
+    with pytest.raises(RuntimeError, match="x has been modified"):
+        vjp(y)
+    with torch.inference_mode():
+        hidden, dy = x.clone(), y.clone()
+        assert kn.normalize_vjp(hidden, 1)[1](dy).x.shape == x.shape  # inference tensors have no version
+
+
 def test_vmap_and_functional_gradients():
     x, w, b = operands(dtype=torch.float32)
     torch.testing.assert_close(torch.func.vmap(lambda x: kn.normalize(x, 0))(x), kn.normalize(x, (0, 1)))
@@ -159,11 +185,50 @@ def test_exported_and_traced_by_make_fx():
     torch.testing.assert_close(graph(x * 2), kn.normalize(x * 2, 1, w, b))
 
 
+EXPORTED = {
+    "layer_norm": lambda x: kn.layer_norm(x, axes=-1),
+    "rms_norm": lambda x: kn.rms_norm(x, axes=-1),
+    "batch_norm": lambda x: kn.batch_norm(x, channel=1),
+    "pattern": lambda x: kn.normalize(x, "b (g c) -> b g", torch.arange(4.0), affine="g c", g=2),
+    "mask": lambda x: kn.normalize(x, 1, where=torch.arange(4) != 2),
+    "affine": lambda x: kn.affine(x, torch.arange(4.0), keep=1),
+    "variance": lambda x: kn.moments(x, 1).variance(correction=1),
+    "merge": lambda x: (kn.moments(x, 1) + kn.moments(2 * x, 1)).std,
+    "vjp": lambda x: kn.normalize_vjp(x, 1)[1](x * x).x,
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_exported_with_a_size_that_is_left_open(name, axis):
+    if axis and name in ("pattern", "mask", "affine"):
+        pytest.skip("its parameters fix the size of axis 1")
+    function, x = EXPORTED[name], torch.randn((3, 4), generator=torch.Generator().manual_seed(1))
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    exported = torch.export.export(Model(), (x,), dynamic_shapes={"x": {axis: torch.export.Dim("size")}}).module()
+    for n in (2, 3, 7):
+        other = torch.randn((n, 4) if axis == 0 else (3, n), generator=torch.Generator().manual_seed(n)) + 5
+        torch.testing.assert_close(exported(other), function(other), equal_nan=True)
+
+
 def test_fake_tensors_stay_fake():
     from torch._subclasses import FakeTensor, FakeTensorMode
 
     with FakeTensorMode() as mode:
         assert isinstance(kn.normalize(mode.from_tensor(torch.ones(3, 4)), 1), FakeTensor)
+
+
+def test_meta_tensors_have_the_shapes_of_results():
+    x, w, b = (t.to("meta") for t in operands(dtype=torch.float32))
+    for y in (kn.normalize(x, 1, w, b), kn.normalize_vjp(x, 1, w)[1](x).x, kn.normalize(x, 1, w, out=torch.empty_like(x))):
+        assert (y.device.type, y.shape, y.dtype) == ("meta", x.shape, x.dtype)
+    assert kn.moments(x, 1).var.shape == (3,)
+    with pytest.raises(ValueError, match="on one device; got meta and cpu"):
+        kn.normalize(x, 1, torch.ones(3))
 
 
 def test_parameters_are_tensors():

@@ -126,7 +126,8 @@ def resolve(
         affine if affine is None or isinstance(affine, str) else as_ints(affine, "affine"),
         tuple((name, _size(name, sizes[name], keep)) for name in sorted(sizes)) if sizes else (),
     )
-    return _resolve(*key)
+    # A size that torch.export leaves open has no hash.
+    return _resolve(*key) if all(type(n) is int for n in key[0]) else _resolve.__wrapped__(*key)
 
 
 def _size(name: str, size: Any, keep: Keep) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from keepnorm import roles, running, validate
 from keepnorm.axes import Axes, Keep, as_ints
+from keepnorm.dispatch import eager
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import REQUIRED, check, described
@@ -131,6 +132,7 @@ class BatchNorm:
         self.form: tuple[str, Mapping[str, Any]] | None = None
         self._lock = Lock()
 
+    @eager
     def __call__(
         self,
         x: Array,
@@ -193,6 +195,7 @@ class BatchNorm:
         self._advance(batch, axes.count)
         return y
 
+    @eager
     def vjp(
         self, x: Array, /, *, training: bool | None = None, where: Array | None = None, **unknown: Never
     ) -> tuple[Array, Callable[[Array], Gradients]]:
@@ -213,7 +216,8 @@ class BatchNorm:
         -------
         y : array
         vjp : callable
-            ``vjp(dy)`` gives ``Gradients(x, weight, bias)``; weight and bias are None where the batch norm has none.
+            ``vjp(dy)`` gives ``Gradients(x, weight, bias)``; weight and bias are None where the batch norm has none. It
+            reads x again, as that of :func:`keepnorm.normalize_vjp` does.
 
         Examples
         --------
@@ -243,6 +247,7 @@ class BatchNorm:
                 self._advance_empty(axes)
         return self._pull(x, self._given(x, axes), None)
 
+    @eager
     def update(self, moments: Moments, *, total: int | None = None) -> None:
         """Update the running moments from the moments of a batch, or of the parts of a batch on several devices, merged.
 
@@ -282,6 +287,7 @@ class BatchNorm:
             ndim = max((a + 1 if a >= 0 else -a for a in keep), default=0)
         return Moments.from_mean_var(state.mean, state.var, keep=keep, ndim=ndim)
 
+    @eager
     def variance(self, *, correction: int = REQUIRED, count: Any = None, **unknown: Never) -> Array:
         """The running variance, taken from this batch norm's correction to another one.
 
@@ -315,6 +321,7 @@ class BatchNorm:
         var = to_numpy(state.var)
         return (var * ((number - self.correction) / (number - correction))).astype(var.dtype)
 
+    @eager
     def fold(self, *, dtype: str | None = None, **unknown: Never) -> tuple[Array, Array]:
         """The inference as one multiplication and addition, ``y = x * scale + shift``.
 

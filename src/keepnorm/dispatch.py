@@ -15,18 +15,22 @@ any array API array       standard: the array's own namespace
 Everything else is a TypeError that says what to pass.
 """
 
+import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import array_api_compat as compat
 import numpy as np
 
 from keepnorm import hints
 from keepnorm.subclasses import qualified, refuse
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _NAMES: dict[type, str] = {np.ndarray: "host", np.memmap: "host"}
 _ENGINES: dict[type, ModuleType] = {}
@@ -82,11 +86,20 @@ def cuda_name() -> str:
 
 def in_graph(x: Any) -> bool:
     """Whether torch.compile is tracing this call, which would lead it through every check and cache."""
-    if type(x).__module__[:5] != "torch":
-        return False
-    from torch.compiler import is_dynamo_compiling
+    return type(x).__module__[:5] == "torch" and _dynamo_traces()
 
-    return bool(is_dynamo_compiling())
+
+def _dynamo_traces() -> bool:
+    """Whether torch.compile traces this call, or has given it up, and would trace each function that is called from here.
+
+    PyTorch has no public question for the latter.
+    """
+    import torch
+
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    module = getattr(torch._C, "_dynamo", None)
+    return module is not None and bool(module.eval_frame.get_eval_frame_callback())
 
 
 def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +108,19 @@ def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
 
     outside: Callable[..., Any] = disable(function)
     return outside
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which torch.compile never traces: one that reads or changes NumPy's arrays whatever x is."""
+
+    @wraps(function)
+    def called(*arguments: P.args, **options: P.kwargs) -> R:
+        if "torch" in sys.modules and _dynamo_traces():
+            outside: R = outside_graph(function)(*arguments, **options)
+            return outside
+        return function(*arguments, **options)
+
+    return called
 
 
 def dtype_name(dtype: Any) -> str:

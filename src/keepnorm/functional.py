@@ -241,6 +241,13 @@ def normalize_vjp(
     ------
     TypeError, ValueError
         As :func:`normalize`; ValueError if dy has not the shape of x.
+    RuntimeError
+        If x, weight or where is a PyTorch tensor that has been written to since, as autograd raises.
+
+    Notes
+    -----
+    ``vjp`` reads x, weight and where again: leave them as they are until it has been called. NumPy, CuPy and array API arrays
+    do not tell whether they have been written to; what ``vjp`` gives then is no gradient of y.
 
     Examples
     --------
@@ -279,6 +286,9 @@ def normalize_vjp(
     y, vjp = call.engine.normalize_vjp(x, call.axes, weight, bias, eps, center, moments, where)
 
     def checked(dy: Array) -> Gradients:
+        if type(dy) is not ndarray and in_graph(dy):
+            outside: Gradients = outside_graph(checked)(dy)
+            return outside
         gradients: Gradients = vjp(validate.cotangent(dy, call))
         if as_asked:
             return gradients

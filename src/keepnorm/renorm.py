@@ -7,6 +7,7 @@ from array_api_compat import array_namespace
 
 from keepnorm.axes import Keep
 from keepnorm.batchnorm import BatchNorm
+from keepnorm.dispatch import eager
 from keepnorm.functional import moments as moments_of
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
@@ -70,6 +71,7 @@ class BatchRenorm(BatchNorm):
         self.r_max = r_max
         self.d_max = d_max
 
+    @eager
     def __call__(
         self,
         x: Array,
@@ -98,6 +100,7 @@ class BatchRenorm(BatchNorm):
         self._advance(batch, axes.count if moments is None else None)
         return y
 
+    @eager
     def vjp(
         self, x: Array, /, *, training: bool | None = None, where: Array | None = None, **unknown: Never
     ) -> tuple[Array, Callable[[Array], Gradients]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, is_lazy_array
 
 from keepnorm.moments import Moments
-from keepnorm.transfer import lasting, like
+from keepnorm.transfer import is_passing, lasting, like
 
 Array = Any
 
@@ -143,6 +143,6 @@ def _divisor(count: Any, correction: int, mean: Array, xp: Any) -> Any:
 
 def _any(truth: Any) -> bool:
     """Whether any cell is; a count that is lazy or traced is not known yet, and passes."""
-    if isinstance(truth, bool):
-        return truth
-    return not is_lazy_array(truth) and bool(array_namespace(truth).any(truth))
+    if not hasattr(truth, "dtype"):
+        return bool(truth)
+    return not (is_lazy_array(truth) or is_passing(truth)) and bool(array_namespace(truth).any(truth))

@@ -9,6 +9,7 @@ from typing import Any, Never
 
 from keepnorm import dispatch, validate
 from keepnorm.batchnorm import BatchNorm
+from keepnorm.dispatch import eager
 from keepnorm.functional import moments
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import check
@@ -56,6 +57,7 @@ def forward(
     return bn(x, training=True, moments=merge(moments(x, bn.keep, where=where)))
 
 
+@eager
 def vjp(
     bn: BatchNorm,
     x: Array,

@@ -21,6 +21,8 @@ def to_numpy(values: Array) -> Array:
     import numpy as np
 
     refuse(values, "a parameter or running moment")
+    if isinstance(values, np.ndarray):  # asked first: torch.compile gives NumPy's arrays the methods of its tensors
+        return np.asarray(values)
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     elif compat.is_cupy_array(values):
@@ -56,8 +58,14 @@ def lasting(values: Array) -> Array:
     Raises
     ------
     TypeError
-        If they are traced by JAX.
+        If they are traced by JAX or PyTorch, batched, or without memory.
     """
+    if is_passing(values):
+        raise TypeError(
+            "running moments cannot be updated from tensors that have no values to keep: inside torch.func.vmap and grad, "
+            "torch.export, make_fx or torch.jit.trace, or of fake or meta tensors. Train outside, or trace inference, "
+            f"bn(x, training=False); got {type(values).__name__} on {values.device}"
+        )
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(values, jax.core.Tracer):
         raise TypeError(
@@ -66,6 +74,25 @@ def lasting(values: Array) -> Array:
             f"got {type(values).__name__}"
         )
     return fixed(values)
+
+
+def is_passing(values: Array) -> bool:
+    """Whether this is a tensor of PyTorch that stands for values that come later or for many at once, or has no memory."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(values, torch.Tensor):
+        return False
+    from torch._C import _functorch
+    from torch._subclasses import FakeTensor
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return bool(
+        values.is_meta
+        or isinstance(values, FakeTensor)
+        or _functorch.is_functorch_wrapped_tensor(values)
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or get_proxy_mode() is not None
+    )
 
 
 def _same(values: Array, x: Array) -> bool:

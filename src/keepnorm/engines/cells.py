@@ -57,12 +57,14 @@ def total(x: Array, over: tuple[int, ...], xp: Any) -> Array:
 
 def real(count: Any, like: Array, xp: Any) -> Any:
     """A count as a float, or as an array of the dtype of `like`."""
-    return float(count) if isinstance(count, int) else xp.astype(count, like.dtype)
+    if hasattr(count, "dtype"):
+        return xp.astype(count, like.dtype)
+    return float(count) if isinstance(count, int) else count  # a size that torch.export leaves open
 
 
 def divide(values: Array, count: Any, xp: Any) -> Array:
     """values / count, and NaN where nothing was counted."""
-    if isinstance(count, int):
+    if not hasattr(count, "dtype"):
         return values / count if count else xp.full_like(values, xp.nan)
     divisor = real(count, values, xp)
     none = divisor == 0

@@ -210,7 +210,7 @@ def _handed_out(state: _State, x: Array, axes: Axes, xp: Any) -> Moments:
     if unit is not None:
         back = 1 / unit
         parts = [parts[0] * back, parts[1] * back, parts[2] * back * back]
-    if not isinstance(count, int):
+    if hasattr(count, "dtype"):
         count = xp.reshape(count, axes.kept_shape)
     shift, delta, m2 = (xp.reshape(part, axes.kept_shape) for part in parts)
     return Moments(count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype)))

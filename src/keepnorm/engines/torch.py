@@ -37,7 +37,7 @@ def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
     """Count, mean and variance of each kept cell, differentiable where x is."""
     kernels = _kernels(x, where)
     if kernels is None:
-        return standard.moments(x, axes, where)
+        return _with_count(standard.moments(x, axes, where))
     if _differentiates(x):
         seen: list[Moments] = []
         shift, delta, m2 = _functions().Measure.apply(x, axes, where, seen)
@@ -115,16 +115,34 @@ def normalize_vjp(
 ) -> tuple[Tensor, Callable[[Tensor], Gradients]]:
     """The normalised tensor, and the function from its gradient to those of x, weight and bias."""
     kernels = _kernels(x, weight, bias, where, *_state_of(moments))
+    refuse_changed = _watch(x=x, weight=weight, where=where)
     if kernels is None or _differentiates(x, weight, bias):
-        return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
+        y, pull = standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
+        return y, lambda dy: (refuse_changed(), pull(dy))[1]
     y, raw_vjp = kernels.normalize_vjp(_raw(x), axes, _raw(weight), _raw(bias), eps, center, _as_raw(moments), _raw(where))
 
     def vjp(dy: Tensor) -> Gradients:
+        refuse_changed()
         if _kernels(dy) is not kernels or _differentiates(dy):
             return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)[1](dy)
         return Gradients(*(None if g is None else _tensor(g) for g in raw_vjp(_raw(dy))))
 
     return _tensor(y), vjp
+
+
+def _watch(**tensors: Tensor | None) -> Callable[[], None]:
+    """What refuses to go on once one of these tensors has been written to, as autograd does; inference tensors do not tell."""
+    seen = [(name, t, t._version) for name, t in tensors.items() if isinstance(t, torch.Tensor) and not t.is_inference()]
+
+    def refuse_changed() -> None:
+        for name, tensor, version in seen:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"{name} has been modified by an inplace operation since normalize_vjp, which needs it as it was: "
+                    f"pass {name}.clone(), or change it after vjp; got version {tensor._version}, needed {version}"
+                )
+
+    return refuse_changed
 
 
 def _kernels(*tensors: Any) -> ModuleType | None:
@@ -249,6 +267,13 @@ _SEEN = _Seen()
 
 def _as_raw(given: Moments | None) -> Moments | None:
     return None if given is None else _converted(given, _raw)
+
+
+def _with_count(seen: Moments) -> Moments:
+    """The same moments, whose count is a tensor where torch.export leaves a size open."""
+    if isinstance(seen.count, torch.SymInt):
+        seen.count = torch.full(seen.shape, seen.count, dtype=torch.int64, device=seen.shift.device)
+    return seen
 
 
 def _as_tensors(seen: Moments) -> Moments:
