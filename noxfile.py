@@ -13,6 +13,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = "conformance/constraints.txt"
 PEERS = ("torch", "keras_tensorflow", "keras_jax", "keras_torch", "flax", "flax_nnx", "onnx", "numpy", "tensorflow")
 
+FACTS = ("tests/test_explain.py", "tests/test_dialects.py")
+
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     """Install keepnorm as it stands here, with some of its extras and groups, at the versions of the constraints file."""
@@ -97,11 +99,11 @@ def cudasim(session: nox.Session) -> None:
 
 
 def compare(session: nox.Session, peer: str, *arguments: str) -> None:
-    """Ours, one peer and the exact oracle; and the code that `explain` prints for this peer runs, and gives our numbers."""
+    """Ours, one peer and the exact oracle; the code that `explain` prints for it, and the facts that its dialect states."""
     install(session, "test", peer)
     session.run("python", "-m", "pytest", "conformance", f"--peer={peer}", *arguments, *session.posargs)
     backend = {"KERAS_BACKEND": peer.removeprefix("keras_")} if peer.startswith("keras_") else {}
-    session.run("python", "-m", "pytest", "tests/test_explain.py", "-k", "spelling", env=backend)
+    session.run("python", "-m", "pytest", *FACTS, "-k", "spelling or fact", env=backend)
 
 
 @nox.session
@@ -131,6 +133,7 @@ def backends(session: nox.Session) -> None:
     """The tests that another library changes, with PyTorch, JAX, dask and xarray: the same kind of array out as in."""
     install(session, "test", "backends", extras="dask")
     names = ("backends", "capabilities", "torch", "jax", "dask", "xarray", "batchnorm", "explain", "benchmarks", "repository")
+    names = (*names, "repeated")
     pytest(session, *(f"tests/test_{name}.py" for name in names))
 
 
