@@ -412,3 +412,23 @@ def test_no_error_prints_an_array(name, what):
         with pytest.raises(TypeError) as caught:
             CALLS[name](BIG[what])
         assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: kn.layer_norm(x, w, axes=(2, 1)),
+        lambda x, w: kn.rms_norm(x, bias=w, axes=(-1, 1)),
+        lambda x, w: kn.normalize(x, (2, 1), w),
+        lambda x, w: kn.normalize_vjp(x, 0, w, affine=(2, -2)),
+        lambda x, w: kn.normalize(x, "b t d -> b", w, affine="d t"),
+        lambda x, w: kn.batch_norm(x, w, channel=(2, 1)),
+        lambda x, w: kn.affine(x, w, keep=(2, 1)),
+        lambda _, w: kn.Moments.from_mean_var(w, w, keep=(2, 1), ndim=3),
+        lambda *_: kn.BatchNorm((4, 4), keep=(2, 1)),
+        lambda x, _: kn.BatchNorm((4, 4), keep=(-1, 1))(x, training=False),
+    ],
+)
+def test_a_square_weight_is_never_read_transposed(call):
+    with pytest.raises(ValueError, match=r"in the order of x: say them in that order, \(1, 2\), .*; got the axes \(2, 1\)"):
+        call(np.ones((2, 4, 4), np.float32), np.arange(16, dtype=np.float32).reshape(4, 4))

@@ -5,11 +5,11 @@ Everything here is integers and strings; no array is touched. Every error about 
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 from numpy import bool_
 
@@ -38,6 +38,8 @@ class Axes:
         Kept axes and affine axes of `shape`, ascending.
     origin : tuple of int
         For each axis of `shape`, the axis of x that it comes from.
+    written : tuple of int, or None
+        The affine axes as they were said, where that was not in the order of x: a weight is then refused.
     """
 
     source: tuple[int, ...]
@@ -45,6 +47,7 @@ class Axes:
     keep: tuple[int, ...]
     affine: tuple[int, ...]
     origin: tuple[int, ...]
+    written: tuple[int, ...] | None = field(default=None, compare=False)
 
     def __hash__(self) -> int:
         """Cheaper than that of all fields: axes are looked up in every call."""
@@ -157,7 +160,28 @@ def _resolve(
             f"affine={affine!r} names axes of a pattern, so keep must be a pattern such as 'b t d -> b t'; got keep={keep}"
         )
     with_affine = kept if affine is None else normal(affine, len(shape), "affine", shape)
-    return Axes(shape, shape, kept, with_affine, tuple(range(len(shape))))
+    written = out_of_order(keep if affine is None else affine, len(shape))
+    return Axes(shape, shape, kept, with_affine, tuple(range(len(shape))), written)
+
+
+def out_of_order(axes: tuple[int, ...], ndim: int) -> tuple[int, ...] | None:
+    """The axes, counted from the start, if they are not in the order of x; else None."""
+    positive = tuple(a % ndim for a in axes)
+    return None if positive == tuple(sorted(positive)) else positive
+
+
+def refuse_order(name: str, written: tuple[int, ...]) -> NoReturn:
+    """Refuse an array whose axes were said in another order than x has them, as it would be read transposed.
+
+    Raises
+    ------
+    ValueError
+        Always.
+    """
+    raise ValueError(
+        f"{name} has its axes in the order of x: say them in that order, {tuple(sorted(written))}, and transpose {name} if it "
+        f"is in the other one; got the axes {written}"
+    )
 
 
 def as_ints(axes: int | Iterable[int], name: str) -> tuple[int, ...]:
@@ -226,14 +250,16 @@ def _resolve_pattern(
     kept = _select(right, names, pattern, "the right side")
     if kept != sorted(kept):
         raise ValueError(f"pattern {pattern!r} reorders axes: name the kept axes in the order in which x has them")
+    written = None
     if affine is None:
         with_affine = tuple(kept)
     elif isinstance(affine, str):
-        with_affine = tuple(sorted(_select(affine, names, pattern, "affine")))
+        selected = tuple(_select(affine, names, pattern, "affine"))
+        with_affine, written = tuple(sorted(selected)), out_of_order(selected, len(names))
     else:
-        sources = normal(affine, len(shape), "affine", shape)
+        sources, written = normal(affine, len(shape), "affine", shape), out_of_order(affine, len(shape))
         with_affine = tuple(a for a, source in enumerate(origin) if source in sources)
-    return Axes(shape, tuple(split), tuple(kept), with_affine, tuple(origin))
+    return Axes(shape, tuple(split), tuple(kept), with_affine, tuple(origin), written)
 
 
 def names_of(pattern: str, shape: tuple[int, ...]) -> list[str]:

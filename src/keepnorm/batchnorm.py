@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Never, Self
 import numpy as np
 
 from keepnorm import roles, running, validate
-from keepnorm.axes import Axes, Keep, as_ints
+from keepnorm.axes import Axes, Keep, as_ints, refuse_order
 from keepnorm.dispatch import eager
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
@@ -410,6 +410,8 @@ class BatchNorm:
         known = validate.call(roles.general, x, (self.keep, None), {}, normalize)
         if known.axes is None:
             raise TypeError("BatchNorm takes arrays without names: pass x.data of the DataArray; got xarray.DataArray")
+        if known.axes.written is not None:
+            refuse_order("shape", known.axes.written)
         if known.kept_shape != self.shape:
             raise ValueError(
                 f"this batch norm has cells of shape {self.shape}, but keep={self.keep!r} of x with shape {known.shape} "
@@ -466,6 +468,8 @@ def _check(shape: tuple[int, ...], keep: str | tuple[int, ...], eps: Any, decay:
         raise ValueError(f"shape must hold sizes of at least 0; got {shape}")
     if not isinstance(keep, str) and len(keep) != len(shape):
         raise ValueError(f"keep and shape must name the same number of axes; got keep={keep} and shape {shape}")
+    if not isinstance(keep, str) and keep != tuple(sorted(keep)) and (min(keep) >= 0 or max(keep) < 0):
+        refuse_order("shape", keep)
     validate.epsilon(eps)
     if decay is not None and not (isinstance(decay, float | int) and not isinstance(decay, bool) and 0 <= decay <= 1):
         raise ValueError(f"decay must be between 0 and 1, or None for the cumulative average; got {described(decay)}")

@@ -13,7 +13,7 @@ from typing import Any, Never, Self
 import numpy as np
 from array_api_compat import array_namespace
 
-from keepnorm.axes import as_ints, normal
+from keepnorm.axes import as_ints, normal, out_of_order, refuse_order
 from keepnorm.keywords import REQUIRED, check, described
 from keepnorm.powers import exponents, is_held, times_power
 from keepnorm.subclasses import refuse
@@ -116,6 +116,9 @@ class Moments:
         """
         check(Moments.from_mean_var, unknown, keep=keep, ndim=ndim)
         axes = normal(as_ints(keep, "keep"), ndim, "keep", (-1,) * ndim)
+        written = out_of_order(as_ints(keep, "keep"), ndim)
+        if written is not None:
+            refuse_order("mean", written)
         for name, values in (("mean", mean), ("var", var), ("count", count)):
             refuse(values, name)
         mean, var = _as_array(mean), _as_array(var)

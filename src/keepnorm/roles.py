@@ -16,18 +16,19 @@ def general(shape: Shape, keep: Any, affine: Any, sizes: Mapping[str, int]) -> A
 
 def batch(shape: Shape, channel: Any) -> Axes:
     """Batch norm: one mean for each channel."""
-    return resolve(shape, _axes(channel, "channel", shape))
+    _axes(channel, "channel", shape)
+    return resolve(shape, as_ints(channel, "channel"))
 
 
 def instance(shape: Shape, channel: Any, batch: Any) -> Axes:
     """Instance norm: one mean for each channel of each example."""
     channels, examples = _apart(shape, channel, batch)
-    return resolve(shape, (*examples, *channels), channels)
+    return resolve(shape, (*examples, *channels), as_ints(channel, "channel"))
 
 
 def layer(shape: Shape, axes: Any) -> Axes:
     """Layer and RMS norm: `axes` are reduced, and the parameters live on them."""
-    return resolve(shape, complement(axes, len(shape), shape), _axes(axes, "axes", shape))
+    return resolve(shape, complement(axes, len(shape), shape), as_ints(axes, "axes"))
 
 
 def group(shape: Shape, groups: Any, channel: Any, batch: Any) -> Axes:

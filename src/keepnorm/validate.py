@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keepnorm import dispatch, hints
-from keepnorm.axes import Axes
+from keepnorm.axes import Axes, refuse_order
 from keepnorm.bounded import remember
 from keepnorm.keywords import REQUIRED, axes_word, check_sizes, described
 from keepnorm.moments import Moments
@@ -128,6 +128,8 @@ def parameter(value: Any, name: str, known: Call) -> Any:
     if type(value) is not known.kind or value.dtype is not known.dtype:
         value = _of_library(value, name, known)
         result_name_of(value, name)
+    if known.axes.written is not None:
+        refuse_order(name, known.axes.written)
     shape = shape_of(value, name)
     if shape == known.affine_shape:
         return value

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from keepnorm.axes import Axes
+from keepnorm.axes import Axes, refuse_order
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.roles import general
@@ -34,6 +34,9 @@ class Labels:
         self.words = words if pattern else tuple(self._position(word) for word in words)
         shape = tuple(x.shape)
         self.axes = build(shape, *self.words, sizes) if build is general else build(shape, *self.words)
+        if not pattern:  # names may come in any order: labelled parameters are transposed, others refused below
+            n = len(shape)
+            self.words = tuple(tuple(sorted(a % n for a in word)) if isinstance(word, tuple) else word for word in self.words)
         self.affine_dims = tuple(x.dims[a] for a in sorted({self.axes.origin[a] for a in self.axes.affine}))
 
     def _position(self, word: Any) -> Any:
@@ -47,6 +50,8 @@ class Labels:
     def parameter(self, value: Any, name: str) -> Any:
         """A weight or a bias without labels, its dimensions in the order of those of x."""
         if not _is_labelled(value):
+            if value is not None and self.axes.written is not None:
+                refuse_order(name, self.axes.written)
             return value
         if set(value.dims) != set(self.affine_dims):
             raise ValueError(f"{name} must have the affine dimensions {self.affine_dims}; got {value.dims}")
