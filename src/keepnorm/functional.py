@@ -149,7 +149,7 @@ def normalize(
         The axes that survive the reduction: one mean and one variance for each of their cells. A pattern such as
         ``"n h w c -> c"`` names them; for an xarray.DataArray a dimension's name, or a tuple of names, does too.
     weight, bias : array of the affine shape, optional
-        The learned scale and offset, in the library of x.
+        The learned scale and offset, in the library of x, their axes in the order in which x has them.
     affine : int, tuple of int, or str, optional
         The axes on which weight and bias live; the kept axes if None.
     eps : float, default 1e-5
@@ -187,7 +187,8 @@ def normalize(
     units, which counts for weights in the dozens.) S. Ioffe, C. Szegedy, "Batch Normalization", arXiv:1502.03167.
 
     On a CPU, a result of 4 MiB and more lies in memory that the next one uses again when nobody holds this one any more. It
-    is an array like any other, but for ``flags.owndata``: it cannot be resized in place.
+    is an array like any other, but for ``flags.owndata``: it cannot be resized in place,
+    neither by ``ndarray.resize`` nor by PyTorch's ``resize_``; a copy of it can.
 
     Examples
     --------
