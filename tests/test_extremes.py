@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
+from keepnorm.engines import host, pieces
 from tests import oracle
 from tests.tolerance import assert_within, state
 
@@ -175,3 +176,23 @@ def test_values_far_below_the_root_of_eps_are_divided_by_it(rng):
     dx = vjp(np.ones((6, 2))).x
     np.testing.assert_array_equal(dx, 0)
     assert_within(kn.normalize(x, 1, moments=kn.moments(x, 1), eps=0.25), y, 4 * state(1) * np.abs(x))
+
+
+@pytest.mark.parametrize(("shape", "keep", "affine"), SHAPES)
+@pytest.mark.parametrize("masked", [False, True], ids=["all values", "masked"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_too_many_cells_are_normalised_in_pieces_with_the_same_bits(rng, monkeypatch, shape, keep, affine, masked, dtype):
+    x = rng.standard_normal(shape).astype(dtype)
+    weight, bias = parameters(shape, keep, affine, dtype)
+    where = rng.random(shape) < 0.8 if masked else None
+    rest = {"affine": affine, "where": where}
+    want = kn.normalize(x, keep, weight, bias, **rest), kn.normalize(x, keep, moments=kn.moments(x, keep))
+    most = []
+    monkeypatch.setattr(pieces, "MOST", 2)
+    monkeypatch.setattr(host, "known", lambda *_: None)
+    monkeypatch.setattr(host, "_normalize", lambda x, *rest, f=host._normalize: most.append(x.shape[keep]) or f(x, *rest))
+    rest["eps"] = np.float64(1e-5)  # no float, so that no remembered call answers
+    got = kn.normalize(x.copy(), keep, weight, bias, **rest), kn.normalize(x, keep, moments=kn.moments(x, keep))
+    assert most == [2, 1, 2, 1]
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.tobytes() == theirs.tobytes()

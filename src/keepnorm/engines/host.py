@@ -8,7 +8,7 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.bounded import remember
-from keepnorm.engines import magnitude
+from keepnorm.engines import magnitude, pieces
 from keepnorm.engines.magnitude import Scaled
 from keepnorm.engines.memory import (
     STATE_ROWS,
@@ -115,11 +115,39 @@ def normalize(
             return y
     result, target = _outputs(x, out)
     x = readable(x)
+    if x.size > pieces.MOST and _by_pieces(x, target, axes, weight, bias, eps, center, moments, where):
+        return _finish(result, target)
     if x.size:
         _normalize(x, target, axes, weight, bias, eps, center, moments, where, out is None)
         if moments is None and where is None and all(a is None or _is_usual(a) for a in (x, result, weight, bias)):
             _keep_ready(x, axes, weight, bias)
     return _finish(result, target)
+
+
+def _by_pieces(
+    x: Array,
+    y: Array,
+    axes: Axes,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    center: bool,
+    given: Moments | None,
+    where: Array | None,
+) -> bool:
+    """Write y some cells after others, if there are too many; say so."""
+    parts = [*pieces.pieces(axes)]
+    if parts:
+        # What the first piece writes must not be what the others read.
+        weight, bias = (a if a is None or apart(a, y) else a.copy() for a in (weight, bias))
+        seen = None if where is None else np.broadcast_to(where, x.shape)
+        if seen is not None and not apart(seen, y):
+            seen = seen.copy()
+    for piece in parts:
+        w, b = (piece.parameter(a, axes) for a in (weight, bias))
+        mask = None if seen is None else piece.of(seen)
+        _normalize(piece.of(x), piece.of(y), piece.axes, w, b, eps, center, piece.state(given), mask, False)
+    return bool(parts)
 
 
 def known(axes: Axes, dtype: np.dtype[Any], weight: Array | None, bias: Array | None) -> Ready | None:
