@@ -191,3 +191,24 @@ def test_rules_of_values_without_kernels():
     got = vjp(xp.asarray(dy))
     assert_gradient(np.asarray(got.x)[where], dx[where], terms.max(), 3, terms=terms.max())
     assert_gradient(np.asarray(got.weight), dweight, np.abs(dweight), 3, terms=terms.max())
+
+
+@pytest.mark.parametrize("other", ["torch", "jax"])
+@pytest.mark.parametrize("mask", [False, True])
+def test_moments_of_two_libraries_merge_in_the_one_that_is_not_numpy(rng, other, mask):
+    k = kind(other)
+    x = rng.standard_normal((3, 6, 4)).astype("f4") + 5
+    where = [rng.random((6, 4)) > 0.3 if mask else np.ones((6, 4), bool) for _ in x]
+    plain, foreign = (
+        [kn.moments(make(a), 1, where=make(w) if mask else None) for a, w in zip(x, where, strict=True)]
+        for make in (np.asarray, k.make)
+    )
+    exact = oracle.moments(x.reshape(18, 4), 1, np.concatenate(where))
+    seen = kn.Accumulator(1)
+    for i, make in enumerate((np.asarray, k.make, np.asarray)):
+        seen.update(make(x[i]), make(where[i]) if mask else None)
+    for merged in (plain[0] + foreign[1] + plain[2], foreign[0] + plain[1] + foreign[2], seen.moments):
+        assert isinstance(merged.mean, k.type)
+        parts = {name: k.read(getattr(merged, name)) for name in ("mean", "var", "std")}
+        assert_moments(type("Read", (), parts), exact, np.float32, other)
+        np.testing.assert_array_equal(np.asarray(merged.count), exact.count.ravel() if mask else 18)

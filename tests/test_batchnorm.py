@@ -1,12 +1,14 @@
 """BatchNorm: running moments in every convention, policies, gradients, and a state that survives."""
 
 import copy
+import importlib
 import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import array_api_strict
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -503,3 +505,123 @@ def test_torch_compiles_around_a_batch_norm(rng, backend):
             torch.testing.assert_close(compiled(x, bn), step(x, twin))
             assert bn.to_dict() == twin.to_dict()
         torch._dynamo.reset()
+
+
+SLIGHTLY = np.array([-4.9e-6, 1.0, 0.0], "f4")
+
+
+def stored(var, **options):
+    bn = kn.BatchNorm(len(var), keep=1, **options)
+    bn.state = bn.state._replace(var=np.array(var, "f4"))
+    return bn
+
+
+def kinds():
+    """Makers of arrays and readers of the libraries that are installed."""
+    yield np.asarray, np.asarray
+    for name, make in (("torch", "as_tensor"), ("jax.numpy", "asarray")):
+        try:
+            yield getattr(importlib.import_module(name), make), np.asarray
+        except ModuleNotFoundError:
+            continue
+
+
+def test_a_stored_variance_slightly_below_zero_is_taken_by_every_path(rng):
+    x, bn = rng.standard_normal((4, 3)).astype("f4"), stored(SLIGHTLY)
+    exact = x / np.sqrt(SLIGHTLY.astype("f8") + 1e-5)
+    given = kn.Moments.from_mean_var(np.zeros(3, "f4"), SLIGHTLY, keep=1, ndim=2)
+    scale, shift = bn.fold()
+    assert_within(scale, 1 / np.sqrt(SLIGHTLY.astype("f8") + 1e-5), ulp(scale, "f4"))
+    assert not shift.any()
+    for make, read in kinds():
+        for y in (
+            bn(make(x), training=False),
+            bn.vjp(make(x), training=False)[0],
+            kn.normalize(make(x), 1, moments=given),
+            kn.normalize_vjp(make(x), 1, moments=given)[0],
+            kn.batch_norm(make(x), channel=1, moments=given),
+        ):
+            assert_output(read(y), exact, x.size)
+    torch_state = {"running_mean": np.zeros(3, "f4"), "running_var": SLIGHTLY}
+    loaded = kn.dialects.load("torch", torch_state)
+    assert_output(loaded(x, training=False), exact, x.size)
+    assert kn.dialects.dump("torch", loaded)["running_var"].tobytes() == SLIGHTLY.tobytes()
+    mean_square = kn.Moments.from_mean_var(np.full(3, 2.0), np.full(3, -1.0), keep=1, ndim=2)
+    assert_output(kn.normalize(x, 1, center=False, moments=mean_square, eps=0), x / np.sqrt(3.0), x.size)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_a_stored_variance_below_zero_by_more_than_eps_is_refused_by_every_path(rng, eps):
+    x = rng.standard_normal((4, 3)).astype("f4")
+    bn, again = stored(SLIGHTLY, eps=eps), BatchRenorm(3, keep=1, eps=eps)
+    again.state = again.state._replace(var=SLIGHTLY)
+    message = rf"var \+ eps must not be below 0: with eps={eps}, cell \(0,\) has -4.9.*e-06"
+    calls = [bn.fold, lambda: kn.porting.fold_into(np.ones((2, 3)), None, bn, keep=1)]
+    for make, _ in kinds():
+        given = kn.Moments.from_mean_var(make(np.zeros(3, "f4")), make(SLIGHTLY), keep=1, ndim=2)
+        calls += [
+            lambda make=make: bn(make(x), training=False),
+            lambda make=make: bn.vjp(make(x), training=False),
+            lambda make=make: again(make(x), training=True),
+            lambda make=make, given=given: kn.normalize(make(x), 1, moments=given, eps=eps),
+            lambda make=make, given=given: kn.normalize_vjp(make(x), 1, moments=given, eps=eps),
+        ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_running_moments_that_float32_cannot_hold_are_kept_in_float64(rng):
+    x = (rng.standard_normal((64, 3)) * 1e30).astype("f4")
+    exact = variance(x, 1, 1)
+    for make, read in kinds():
+        bn = kn.BatchNorm(3, keep=1, decay=0.5)
+        for _ in range(200):
+            bn(make(x), training=True)
+        copies = (bn, kn.BatchNorm.from_dict(json.loads(json.dumps(bn.to_dict()))), pickle.loads(pickle.dumps(bn)))
+        for same in (*copies, kn.dialects.load("torch", kn.dialects.dump("torch", bn))):
+            assert_within(read(same.state.var), exact, 200 * ulp(exact, "f4"))
+            y = read(same(make(x), training=False))
+            mean = oracle.moments(x, 1).mean
+            assert_output(y, (x - mean) / np.sqrt(exact), x.size, size=np.abs(x / np.sqrt(exact)))
+        scale, _ = bn.fold()
+        assert_within(scale, 1 / np.sqrt(exact), 200 * ulp(1 / np.sqrt(exact), "f4"))
+
+
+@pytest.mark.parametrize("kind", [kn.BatchNorm, BatchRenorm])
+def test_a_pattern_with_groups_takes_its_sizes(rng, kind):
+    x = rng.standard_normal((3, 8, 5)).astype("f4")
+    bn, twin = kind((2, 4), keep="n (g c) w -> g c", g=2), kind(8, keep=1)
+    np.testing.assert_array_equal(bn(x, training=True), twin(x, training=True))
+    y, pull = bn.vjp(x, training=True)
+    z, exact = twin.vjp(x, training=True)
+    np.testing.assert_array_equal(pull(y).x, exact(z).x)
+    np.testing.assert_array_equal(pull(y).weight.ravel(), exact(z).weight)
+    again = kind.from_dict(json.loads(json.dumps(bn.to_dict())))
+    np.testing.assert_array_equal(again(x, training=False), twin(x, training=False))
+    with pytest.raises(TypeError, match="unexpected keyword q=2"):
+        kind((2, 4), keep="n (g c) w -> g c", q=2)
+
+
+def test_bfloat16_states_are_read_and_written():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.BatchNorm1d(3).bfloat16()
+    with torch.no_grad():
+        for name, values in layer.state_dict().items():
+            if name != "num_batches_tracked":
+                values.copy_(torch.tensor([0.5, 1.25, 3.0]))
+    bn = kn.dialects.load("torch", layer.state_dict())
+    restored = {name: torch.as_tensor(a) for name, a in kn.dialects.dump("torch", bn).items()}
+    fresh = torch.nn.BatchNorm1d(3).bfloat16()
+    fresh.load_state_dict(restored)
+    assert all(torch.equal(a, fresh.state_dict()[name]) for name, a in layer.state_dict().items())
+    x = torch.randn(5, 3).bfloat16()
+    exact = (x.double() - bn.state.mean) / np.sqrt(bn.state.var.astype("f8") + 1e-5) * bn.weight + bn.bias
+    got = bn(x, training=False)
+    assert_output(
+        got.view(torch.uint16).numpy().view(ml_dtypes.bfloat16), exact.numpy(), x.numel(), size=np.abs(exact.numpy()) + 3
+    )
+    bn.weight, bn.bias = torch.ones(3).bfloat16(), np.ones(3, ml_dtypes.bfloat16)
+    assert json.loads(json.dumps(bn.to_dict()))["weight"] == [1.0, 1.0, 1.0]
+    kernel, bias = kn.porting.fold_into(torch.ones(3, 2).bfloat16(), torch.ones(3).bfloat16(), bn, keep="o i -> o")
+    assert (kernel.dtype, bias.dtype) == (torch.bfloat16, torch.bfloat16)

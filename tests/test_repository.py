@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "keepnorm"
 # A file imports from its own floor and from lower ones. A folder is on one floor; a new file must be put on one here.
 FLOORS = {
     0: ("axes", "bounded", "gradients", "capabilities", "keywords", "machine", "places", "powers", "subclasses"),
-    1: ("hints", "plan", "moments", "precision", "roles", "transfer"),
+    1: ("hints", "labels", "plan", "moments", "precision", "roles", "saved", "transfer"),
     2: ("kernels",),
     3: ("dispatch", "engines"),
     4: (

@@ -1,5 +1,7 @@
 """xarray: names as keep; dimensions, coordinates, attributes and the name stay; dask inside stays lazy."""
 
+import copy
+import json
 import pickle
 
 import numpy as np
@@ -105,3 +107,88 @@ def test_errors_name_the_dimensions(field, weight):
         kn.moments(field, "channel", where=weight.rename(channel="band") > 0)
     with pytest.raises(TypeError, match="pass one DataArray"):
         kn.normalize(field.to_dataset(), "channel")
+
+
+class TestCellsBelongTogetherByLabel:
+    @pytest.fixture
+    def x(self, rng):
+        coords = {"lat": [10, 20, 30, 40], "lon": list("abc"), "run": 7}
+        return xr.DataArray(rng.standard_normal((6, 4, 3)), dims=("time", "lat", "lon"), coords=coords)
+
+    @pytest.fixture
+    def moved(self, x):
+        """The same values with other axes first, other ends first, and labels in another order."""
+        return x[:, ::-1].isel(lon=[1, 2, 0]).transpose("lon", "lat", "time")
+
+    def test_merged(self, x, moved):
+        exact = kn.moments(x, ("lat", "lon"))
+        for first, second in ((x, moved), (moved, x)):
+            for merged in (self.added(first, second), self.accumulated(first, second)):
+                assert merged.count == 12
+                xr.testing.assert_allclose(merged.mean.transpose("lat", "lon").sortby(["lat", "lon"]), exact.mean, rtol=1e-15)
+                xr.testing.assert_allclose(merged.var.transpose("lat", "lon").sortby(["lat", "lon"]), exact.var, rtol=1e-14)
+                assert merged.mean.dims == tuple(d for d in first.dims if d != "time")
+                assert merged.mean.coords["run"] == 7
+
+    def added(self, first, second):
+        return kn.moments(first, ("lat", "lon")) + kn.moments(second, ("lat", "lon"))
+
+    def accumulated(self, first, second):
+        seen = kn.Accumulator(("lat", "lon"))
+        seen.update(first)
+        seen.update(second)
+        return seen.moments
+
+    def test_masked_counts_move_with_their_cells(self, x):
+        m, other = kn.moments(x, "lat", where=x > 0), kn.moments(x[:, ::-1], "lat", where=x[:, ::-1] > 0)
+        np.testing.assert_array_equal((m + other).count, 2 * m.count)
+
+    def test_given(self, x, moved):
+        m = kn.moments(x, ("lat", "lon"))
+        exact = kn.normalize(x, ("lat", "lon"), moments=m)
+        for ours in (
+            kn.normalize(moved, ("lat", "lon"), moments=m),
+            kn.batch_norm(moved, channel=("lat", "lon"), moments=m),
+            kn.normalize_vjp(moved, ("lat", "lon"), moments=m)[0],
+        ):
+            assert ours.dims == moved.dims
+            xr.testing.assert_identical(ours.transpose(*x.dims).sortby(["lat", "lon"]), exact)
+
+    def test_from_lazy_data(self, x, moved):
+        pytest.importorskip("dask.array")
+        merged = kn.moments(x.chunk(time=2), ("lat", "lon")) + kn.moments(moved.chunk(time=2), ("lat", "lon"))
+        xr.testing.assert_allclose(merged.mean.compute(), kn.moments(x, ("lat", "lon")).mean, rtol=1e-15)
+
+    def test_without_coordinates_by_name_alone(self, x):
+        bare = x.drop_vars(["lat", "lon"])
+        merged = kn.moments(bare, ("lat", "lon")) + kn.moments(x.transpose("lon", "lat", "time"), ("lat", "lon"))
+        xr.testing.assert_allclose(merged.mean, kn.moments(x, ("lat", "lon")).mean, rtol=1e-15)
+
+    def test_others_are_refused_by_name(self, x):
+        m, shifted = kn.moments(x, "lat"), x.assign_coords(lat=[30, 40, 50, 60])
+        labels = "other labels on dimension 'lat': 50, 60 there, but 10, 20 is needed"
+        with pytest.raises(ValueError, match=labels):
+            m + kn.moments(shifted, "lat")
+        with pytest.raises(ValueError, match="dimension 'lat': 10, 20 there, but 50, 60 is needed"):
+            kn.normalize(shifted, "lat", moments=m)
+        with pytest.raises(ValueError, match=r"dimensions \('station',\) do not go with the dimensions \('lat',\)"):
+            m + kn.moments(x.rename(lat="station"), "station")
+        seen = kn.Accumulator("lat")
+        seen.update(x)
+        with pytest.raises(ValueError, match=labels):
+            seen.update(shifted)
+        xr.testing.assert_identical(seen.moments.mean, m.mean)
+        with pytest.raises(ValueError, match="dimension 'lat'"):
+            m + kn.moments(x[:, :2], "lat")
+
+    def test_labels_are_saved(self, x):
+        dates = x.assign_coords(lat=np.array(["2020-01-01", "2020-01-02", "2021-01-01", "NaT"], "M8[ns]"))
+        for data in (x, dates, x.assign_coords(lat=[0.5, 1.5, 2.5, 3.5]), x.drop_vars("lat")):
+            m = kn.moments(data, ("lat", "lon"))
+            for copied in (
+                kn.Moments.from_dict(json.loads(json.dumps(m.to_dict()))),
+                pickle.loads(pickle.dumps(m)),
+                copy.deepcopy(m),
+            ):
+                xr.testing.assert_identical(copied.mean, m.mean)
+                xr.testing.assert_identical((copied + m).mean, m.mean)

@@ -7,7 +7,7 @@ from typing import Any, Never
 from keepnorm.axes import Keep
 from keepnorm.functional import moments
 from keepnorm.keywords import REQUIRED, check, check_sizes
-from keepnorm.moments import Moments
+from keepnorm.moments import Moments, fitted
 
 Array = Any
 
@@ -51,9 +51,8 @@ class Accumulator:
         """
         check(Accumulator.update, unknown)
         carry = moments(batch, self.keep, where=where, **self.sizes)
-        for held in self._slots:
-            if held is not None and (held.shape, held.keep, held.ndim) != (carry.shape, carry.keep, carry.ndim):
-                held.merge(carry)  # raises, before anything has changed
+        if any(self._slots):
+            carry = fitted(carry, next(filter(None, self._slots)))  # raises before anything has changed
         for i, held in enumerate(self._slots):
             if held is None:
                 self._slots[i] = carry

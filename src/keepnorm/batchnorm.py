@@ -6,13 +6,13 @@ from typing import Any, ClassVar, Never, Self
 
 import numpy as np
 
-from keepnorm import roles, running, validate
+from keepnorm import roles, running, saved, validate
 from keepnorm.axes import Axes, Keep, as_ints, refuse_order
 from keepnorm.dispatch import eager
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
-from keepnorm.keywords import REQUIRED, check, described
-from keepnorm.moments import Moments
+from keepnorm.keywords import REQUIRED, check, check_sizes, described
+from keepnorm.moments import Moments, narrowed
 from keepnorm.running import Rule, Running
 from keepnorm.transfer import like, to_numpy
 
@@ -52,7 +52,9 @@ class BatchNorm:
         Whether the average starts from nothing instead of from mean 0 and variance 1, as Haiku does: after t updates the
         weights of the batches sum to 1.
     dtype : {"float32", "float64"}
-        The dtype of weight, bias and running moments.
+        The dtype of weight, bias and running moments. Running moments that float32 cannot hold are kept in float64.
+    **sizes : int
+        Sizes of axes that a pattern groups, such as ``g=32``.
 
     Attributes
     ----------
@@ -104,11 +106,13 @@ class BatchNorm:
         empty: str = "skip",
         debias: bool = False,
         dtype: str = "float32",
-        **unknown: Never,
+        **sizes: int,
     ) -> None:
-        check(type(self), unknown, keep=keep)
+        check_sizes(type(self), keep, sizes)
+        check(type(self), {}, keep=keep)
         self.shape = as_ints(shape, "shape")
         self.keep: str | tuple[int, ...] = keep if isinstance(keep, str) else as_ints(keep, "keep")
+        self.sizes: Mapping[str, Any] = sizes
         _check(self.shape, self.keep, eps, decay, correction)
         for name, value, choices in (
             ("singleton", singleton, running.SINGLETON),
@@ -122,7 +126,7 @@ class BatchNorm:
         self.correction = correction
         self.singleton = singleton
         self.empty = empty
-        self.debias = debias
+        self.debias = validate.flag(debias, "debias")
         self.dtype = dtype
         self.weight: Array = np.ones(self.shape, dtype) if affine else None
         self.bias: Array = np.zeros(self.shape, dtype) if affine else None
@@ -319,7 +323,8 @@ class BatchNorm:
         if number.size and number.min() <= 1:
             raise ValueError(f"count must be at least 2 for a sample variance; got {number.min():g}")
         var = to_numpy(state.var)
-        return (var * ((number - self.correction) / (number - correction))).astype(var.dtype)
+        scaled = var.astype(np.float64) * ((number - self.correction) / (number - correction))
+        return narrowed(scaled, "float64" if var.dtype == np.float64 else "float32")
 
     @eager
     def fold(self, *, dtype: str | None = None, **unknown: Never) -> tuple[Array, Array]:
@@ -338,6 +343,11 @@ class BatchNorm:
             NumPy. Where |mean| is much larger than the standard deviation, the shift
             costs digits that a call does not lose.
 
+        Raises
+        ------
+        ValueError
+            If a running variance is below 0 by more than eps.
+
         Examples
         --------
         >>> import numpy as np, keepnorm as kn
@@ -348,7 +358,9 @@ class BatchNorm:
         """
         check(type(self).fold, unknown)
         state = self.state
-        scale = 1 / np.sqrt(to_numpy(state.var).astype(np.float64) + self.eps)
+        var = validate.rooted(to_numpy(state.var).astype(np.float64), self.eps, "running var")
+        # Of a constant nothing is left but the bias.
+        scale = np.divide(1.0, np.sqrt(var + self.eps), out=np.zeros_like(var), where=var + self.eps != 0)
         if self.weight is not None:
             scale = scale * to_numpy(self.weight)
         shift = -to_numpy(state.mean).astype(np.float64) * scale
@@ -363,33 +375,49 @@ class BatchNorm:
         plain: dict[str, Any] = {name: getattr(self, name) for name in self._PLAIN}
         plain["shape"] = list(self.shape)
         plain["keep"] = self.keep if isinstance(self.keep, str) else list(self.keep)
+        plain |= {"sizes": dict(self.sizes)} if self.sizes else {}
         plain |= {"updates": state.updates, "ndim": state.ndim, "kept": None if state.keep is None else list(state.keep)}
         arrays = {"weight": self.weight, "bias": self.bias, "mean": state.mean, "var": state.var}
         arrays |= {"share": state.share, "count": state.count}
-        return plain | {name: None if a is None else to_numpy(a).tolist() for name, a in arrays.items()}
+        return plain | {name: None if a is None else _to_list(to_numpy(a)) for name, a in arrays.items()}
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
-        """The batch norm that `to_dict` wrote, on NumPy.
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The batch norm that `to_dict` wrote, on NumPy; as it is, or as numpy.savez, json, msgpack or zarr gave it back.
 
         Raises
         ------
+        TypeError
+            If the state is no mapping, or something in it is of another kind.
         ValueError
-            If a key is missing.
+            If a key is missing, or something in it fits no batch norm.
         """
         needed = {*cls._PLAIN, "keep", "weight", "bias", "mean", "var", "share", "updates", "count", "ndim", "kept"}
-        if missing := needed - set(saved):
-            raise ValueError(f"state lacks {sorted(missing)}; got the keys {sorted(saved)}")
-        keep = saved["keep"] if isinstance(saved["keep"], str) else tuple(saved["keep"])
-        bn = cls(keep=keep, affine=False, **{name: saved[name] for name in cls._PLAIN})
+        found = saved.entries(state, needed, ("sizes",))
+        keep = saved.plain(found["keep"])
+        keep = keep if isinstance(keep, str) else tuple(int(a) for a in as_ints(keep, "keep"))
+        words = {name: saved.plain(found[name]) for name in cls._PLAIN if name != "shape"}
+        sizes = saved.plain(found.get("sizes", {}))
+        bn = cls(saved.integers(found["shape"], "shape"), keep=keep, affine=False, **words, **sizes)
         arrays = {
-            name: None if saved[name] is None else np.asarray(saved[name], bn.dtype).reshape(bn.shape)
+            name: None if saved.plain(found[name]) is None else narrowed(saved.numbers(found[name], name, bn.shape), bn.dtype)
             for name in ("weight", "bias", "mean", "var")
         }
+        for name in ("mean", "var"):
+            if arrays[name] is None:
+                raise ValueError(f"{name} must hold the running {name}; got None")
         bn.weight, bn.bias = arrays["weight"], arrays["bias"]
-        share, count = (np.asarray(saved[k]) if isinstance(saved[k], list) else saved[k] for k in ("share", "count"))
-        kept = None if saved["kept"] is None else tuple(saved["kept"])
-        bn.state = Running(arrays["mean"], arrays["var"], share, saved["updates"], count, kept, saved["ndim"])
+        share = saved.plain(found["share"])
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        gathered = float(share) if number else saved.numbers(share, "share", bn.shape)
+        if not np.all(gathered >= 0):
+            raise ValueError(f"share must be at least 0; got {np.min(gathered)}")
+        updates, count = saved.integer(found["updates"], "updates"), saved.count(found["count"], "count", bn.shape)
+        ndim, kept = saved.plain(found["ndim"]), saved.plain(found["kept"])
+        if ndim is not None or kept is not None:
+            ndim = saved.integer(ndim, "ndim")
+            kept = saved.axes(kept, "kept", ndim, bn.shape)
+        bn.state = Running(arrays["mean"], arrays["var"], gathered, updates, count, kept, ndim)
         return bn
 
     def __getstate__(self) -> dict[str, Any]:
@@ -407,7 +435,7 @@ class BatchNorm:
 
     def _call(self, x: Array) -> tuple[validate.Call, Axes]:
         """What is known of x, and the roles of its axes; refuses cells of another shape."""
-        known = validate.call(roles.general, x, (self.keep, None), {}, normalize)
+        known = validate.call(roles.general, x, (self.keep, None), self.sizes, normalize)
         if known.axes is None:
             raise TypeError("BatchNorm takes arrays without names: pass x.data of the DataArray; got xarray.DataArray")
         if known.axes.written is not None:
@@ -431,11 +459,11 @@ class BatchNorm:
 
     def _normalize(self, x: Array, moments: Moments) -> Array:
         weight, bias = like(self.weight, x), like(self.bias, x)
-        return normalize(x, self.keep, weight, bias, eps=self.eps, moments=moments)
+        return normalize(x, self.keep, weight, bias, eps=self.eps, moments=moments, **self.sizes)
 
     def _pull(self, x: Array, moments: Moments | None, where: Array | None) -> tuple[Array, Callable[[Array], Gradients]]:
         weight, bias = like(self.weight, x), like(self.bias, x)
-        return normalize_vjp(x, self.keep, weight, bias, eps=self.eps, moments=moments, where=where)
+        return normalize_vjp(x, self.keep, weight, bias, eps=self.eps, moments=moments, where=where, **self.sizes)
 
     def _accept(self, moments: Any) -> None:
         """Refuse what does not update these running moments."""
@@ -462,6 +490,11 @@ class BatchNorm:
             self.state = running.advance_empty(self.state, self._rule(), axes.keep, len(axes.shape))
 
 
+def _to_list(values: Array) -> Any:
+    """Numbers of Python; those of ml_dtypes would stay what they are."""
+    return (values if values.dtype.kind in "iuf" else values.astype(np.float64)).tolist()
+
+
 def _check(shape: tuple[int, ...], keep: str | tuple[int, ...], eps: Any, decay: Any, correction: Any) -> None:
     """Refuse what no batch norm can be made of."""
     if any(n < 0 for n in shape):
@@ -473,5 +506,5 @@ def _check(shape: tuple[int, ...], keep: str | tuple[int, ...], eps: Any, decay:
     validate.epsilon(eps)
     if decay is not None and not (isinstance(decay, float | int) and not isinstance(decay, bool) and 0 <= decay <= 1):
         raise ValueError(f"decay must be between 0 and 1, or None for the cumulative average; got {described(decay)}")
-    if correction not in (0, 1):
+    if isinstance(correction, bool) or correction not in (0, 1):
         raise ValueError(f"correction must be 0 (population) or 1 (sample); got {described(correction)}")

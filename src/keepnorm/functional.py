@@ -281,7 +281,7 @@ def normalize_vjp(
     asked_for = (weight, bias)
     weight, bias = validate.parameter(weight, "weight", call), validate.parameter(bias, "bias", call)
     as_asked = all(a is None or tuple(a.shape) == call.affine_shape for a in asked_for)
-    moments, where = validate.given(moments, call), validate.mask(where, call)
+    moments, where = validate.given(moments, call, eps, center), validate.mask(where, call)
     if moments is None:
         validate.not_empty(call)
     y, vjp = call.engine.normalize_vjp(x, call.axes, weight, bias, eps, center, moments, where)
@@ -353,13 +353,12 @@ def normalize_roles(
         where = validate.mask(where, call)
     if out is not None:
         out = validate.output(out, call)
+    eps, center = validate.epsilon(eps), validate.flag(center, "center")
     if moments is None:
         validate.not_empty(call)
     else:
-        moments = validate.given(moments, call)
-    y = call.engine.normalize(
-        x, call.axes, weight, bias, validate.epsilon(eps), validate.flag(center, "center"), moments, where, out
-    )
+        moments = validate.given(moments, call, eps, center)
+    y = call.engine.normalize(x, call.axes, weight, bias, eps, center, moments, where, out)
     if ready is None and call.name == "host":
         call.ready[weight is None][bias is None] = call.engine.known(call.axes, x.dtype, weight, bias)
     return y

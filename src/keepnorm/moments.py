@@ -13,10 +13,13 @@ from typing import Any, Never, Self
 import numpy as np
 from array_api_compat import array_namespace
 
+from keepnorm import labels, saved
 from keepnorm.axes import as_ints, normal, out_of_order, refuse_order
 from keepnorm.keywords import REQUIRED, check, described
+from keepnorm.labels import CellLabels
 from keepnorm.powers import exponents, is_held, times_power
 from keepnorm.subclasses import refuse
+from keepnorm.transfer import like, read, to_numpy
 
 Array = Any
 
@@ -31,8 +34,8 @@ class Moments:
     count : int or array of int64
         How many values each cell has seen; an array, of the kept shape, where a mask made them differ; None if unknown.
     mean, var, std : array of the kept shape
-        The mean, the population variance and its root, in float32 (float64 for 64-bit data), in the library of x.
-        NaN where the count is 0.
+        The mean, the population variance and its root, in float32 (float64 for 64-bit data, and for a variance that float32
+        cannot hold), in the library of x. NaN where the count is 0.
     keep : tuple of int
         The kept axes of the data, ascending.
     ndim : int
@@ -57,7 +60,7 @@ class Moments:
     (3, array([ 2., 30.]), array([  1., 700.]))
     """
 
-    __slots__ = ("count", "delta", "dtype", "exponent", "export", "keep", "m2", "ndim", "shift")
+    __slots__ = ("count", "delta", "dtype", "exponent", "export", "keep", "labels", "m2", "ndim", "shift")
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Moments:
         dtype: str = "float32",
         export: Callable[[Array, str], Array] | None = None,
         exponent: Array | None = None,
+        labels: CellLabels | None = None,
     ) -> None:
         self.count = count
         self.shift = shift
@@ -81,6 +85,7 @@ class Moments:
         self.dtype = dtype
         self.export = export
         self.exponent = exponent
+        self.labels = labels
 
     @classmethod
     def from_mean_var(
@@ -98,7 +103,8 @@ class Moments:
         Parameters
         ----------
         mean, var : array of the kept shape
-            The mean and the population variance.
+            The mean and the population variance. Some published networks store a variance slightly below 0: it is taken here,
+            and where one normalises with it if ``var + eps`` is positive.
         keep : int or tuple of int
             The kept axes of the data that they belong to.
         ndim : int
@@ -111,8 +117,8 @@ class Moments:
         TypeError
             If mean, var or count is a masked array.
         ValueError
-            If the shapes differ, the number of axes is not that of `keep`, or a variance or a count is negative (values are
-            only read from NumPy arrays).
+            If the shapes differ, the number of axes is not that of `keep`, or a count is negative (of arrays, only NumPy's are
+            read).
         """
         check(Moments.from_mean_var, unknown, keep=keep, ndim=ndim)
         axes = normal(as_ints(keep, "keep"), ndim, "keep", (-1,) * ndim)
@@ -137,10 +143,8 @@ class Moments:
             if isinstance(count, np.ndarray) and (count.dtype.kind not in "iu" or np.any(count < 0)):
                 wrong = described(count.min() if count.dtype.kind in "iu" else count)
                 raise ValueError(f"count must hold whole numbers of at least 0; got {wrong}")
-            if hasattr(count, "shape") and count.shape == ():
-                count = int(count)
-        if isinstance(var, np.ndarray) and np.any(var < 0):
-            raise ValueError(f"var must be at least 0; got {np.min(var)}")
+            if hasattr(count, "shape"):
+                count = int(count) if count.shape == () else _whole(count)
         dtype = "float64" if "float64" in str(mean.dtype) else "float32"
         mean, var = _widen(mean, xp), _widen(var, xp)
         m2 = var if count is None else var * _real(count, var, xp)
@@ -163,9 +167,8 @@ class Moments:
 
     @property
     def std(self) -> Array:
-        """The population standard deviation of each cell: the root of `var`, taken in the precision of the state."""
-        xp = array_namespace(self.m2)
-        return self._hand_out(self._in_full(xp.sqrt(self._variance(0)), 1))
+        """The population standard deviation of each cell: ``deviation(correction=0)``."""
+        return self.deviation()
 
     def variance(self, *, correction: float = 0, **unknown: Never) -> Array:
         """The variance ``M2 / (n - correction)`` of each cell.
@@ -178,7 +181,8 @@ class Moments:
         Returns
         -------
         array of the kept shape
-            NaN where ``n - correction`` is not positive.
+            NaN where ``n - correction`` is not positive. In float64 where float32 cannot hold it, as for data of 1e20, if the
+            library has that and the values can be read.
 
         Raises
         ------
@@ -197,43 +201,68 @@ class Moments:
         """The same moments with other parts."""
         return Moments(**{name: parts.get(name, getattr(self, name)) for name in self.__slots__})
 
+    def deviation(self, *, correction: float = 0, **unknown: Never) -> Array:
+        """The standard deviation ``sqrt(M2 / (n - correction))`` of each cell, taken in the precision of the state.
+
+        Parameters
+        ----------
+        correction : float, default 0
+            As for :meth:`variance`: 0 population, 1 sample.
+
+        Returns
+        -------
+        array of the kept shape
+            NaN where ``n - correction`` is not positive.
+
+        Raises
+        ------
+        ValueError
+            If `correction` is not 0 and the count is not known.
+        """
+        check(Moments.deviation, unknown)
+        variance = self._variance(correction)
+        with np.errstate(invalid="ignore"):  # a stored variance below 0 has no root
+            return self._hand_out(self._in_full(array_namespace(variance).sqrt(variance), 1))
+
     def merge(self, other: "Moments") -> "Moments":
         """The moments of the data of both; also ``self + other``.
+
+        Cells with labels (those of an xarray.DataArray) belong together by dimension and label, whatever their order. Of two
+        libraries, the moments come out in the other's where one is NumPy, else in that of `self`.
 
         Raises
         ------
         TypeError
             If `other` is no Moments.
         ValueError
-            If the kept axes or shapes differ, or a count is not known.
+            If the kept axes or shapes or labels differ, a count is not known, or one would be larger than an array of int64
+            holds.
         """
         if not isinstance(other, Moments):
             raise TypeError(f"only Moments merge with Moments; got {type(other).__name__}")
-        if (self.keep, self.ndim, self.shape) != (other.keep, other.ndim, other.shape):
-            raise ValueError(
-                f"moments of different cells do not merge; got keep={self.keep} of {self.ndim} axes with shape {self.shape} "
-                f"and keep={other.keep} of {other.ndim} axes with shape {other.shape}"
-            )
+        other = fitted(other, self)
         if self.count is None or other.count is None:
             raise ValueError("moments without a count do not merge: give from_mean_var a count; got count=None")
         if isinstance(other.count, int) and other.count == 0:
             return self
         if isinstance(self.count, int) and self.count == 0:
             return other
-        xp = array_namespace(self.shift, other.shift)
+        home = other if _is_numpy(self.shift) and not (_is_numpy(other.shift) and self.export) else self
+        first, second = _moved(self, home), _moved(other, home)
         with np.errstate(invalid="ignore", over="ignore"):  # infinities have their answer in _merge
-            shift, delta, m2, exponent = _merge_at_any_size(self, other, xp)
+            shift, delta, m2, exponent = _merge_at_any_size(first, second, array_namespace(home.shift))
         dtype = max(self.dtype, other.dtype)  # "float64" sorts after "float32"
         return Moments(
-            self.count + other.count,
+            _total(first.count, second.count),
             shift,
             delta,
             m2,
             keep=self.keep,
             ndim=self.ndim,
             dtype=dtype,
-            export=self.export or other.export,
+            export=home.export,
             exponent=exponent,
+            labels=other.labels if self.labels is None else self.labels.with_those_of(other.labels),
         )
 
     def __add__(self, other: object) -> "Moments":
@@ -248,8 +277,8 @@ class Moments:
         return NotImplemented
 
     def to_dict(self) -> dict[str, Any]:
-        """The state as plain numbers and lists, for JSON or a checkpoint; `from_dict` restores it to the last bit."""
-        return {
+        """The state as plain numbers, lists and words, for JSON or a checkpoint; `from_dict` restores it to the last bit."""
+        state = {
             "count": self.count if isinstance(self.count, int) or self.count is None else _to_list(self.count),
             "shift": _to_list(self.shift),
             "delta": _to_list(self.delta),
@@ -260,27 +289,30 @@ class Moments:
             "dtype": self.dtype,
             **({} if self.exponent is None else {"exponent": _to_list(self.exponent)}),
         }
+        return state if self.labels is None else state | {"labels": self.labels.dumps()}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The moments that `to_dict` wrote, on NumPy.
+        """The moments that `to_dict` wrote, on NumPy; as they are, or as numpy.savez, json, msgpack or zarr gave them back.
 
         Raises
         ------
+        TypeError
+            If the state is no mapping, or something in it is of another kind.
         ValueError
-            If a key is missing.
+            If a key is missing, or something in it fits no moments, such as a negative count.
         """
-        missing = {"count", "shift", "delta", "m2", "shape", "keep", "ndim", "dtype"} - set(state)
-        if missing:
-            raise ValueError(f"state lacks {sorted(missing)}; got the keys {sorted(state)}")
-        shape = tuple(state["shape"])
-        count = state["count"]
-        if count is not None and not isinstance(count, int):
-            count = np.asarray(count, np.int64).reshape(shape)
-        shift, delta, m2 = (np.asarray(state[k], np.float64).reshape(shape) for k in ("shift", "delta", "m2"))
-        keep = tuple(state["keep"])
-        exponent = np.asarray(state["exponent"], np.int64).reshape(shape) if "exponent" in state else None
-        return cls(count, shift, delta, m2, keep=keep, ndim=state["ndim"], dtype=state["dtype"], exponent=exponent)
+        found = saved.entries(state, set(_SAVED), ("exponent", "labels"))
+        shape, ndim = saved.integers(found["shape"], "shape"), saved.integer(found["ndim"], "ndim")
+        keep = saved.axes(found["keep"], "keep", ndim, shape)
+        count = saved.count(found["count"], "count", shape)
+        shift, delta, m2 = (saved.numbers(found[name], name, shape) for name in ("shift", "delta", "m2"))
+        if count is not None and np.any(m2 < 0):
+            raise ValueError(f"m2, a sum of squares, must be at least 0; got {np.nanmin(m2)}")
+        dtype = saved.word(found["dtype"], "dtype", ("float32", "float64"))
+        named = labels.loads(saved.plain(found["labels"]), shape) if "labels" in found else None
+        exponent = saved.whole(found["exponent"], "exponent", shape) if "exponent" in found else None
+        return cls(count, shift, delta, m2, keep=keep, ndim=ndim, dtype=dtype, exponent=exponent, labels=named)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)
@@ -340,11 +372,92 @@ class Moments:
 
     def _hand_out(self, values: Array) -> Array:
         if self.export is not None:
-            return self.export(values, self.dtype)
-        xp = array_namespace(values)
-        if isinstance(values, float):  # NumPy's arithmetic turns an array without axes into a scalar
-            values = xp.asarray(values)
-        return xp.astype(values, getattr(xp, self.dtype))
+            values = self.export(values, self.dtype)
+        else:
+            if isinstance(values, float):  # NumPy's arithmetic turns an array without axes into a scalar
+                values = np.asarray(values)
+            values = narrowed(values, self.dtype)
+        return values if self.labels is None else self.labels.attach(values)
+
+
+def narrowed(values: Array, dtype: str) -> Array:
+    """Values in a dtype, or as they are where they can be read and one that is finite would not be any more."""
+    xp = array_namespace(values)
+    with np.errstate(over="ignore"):
+        narrow = xp.astype(values, getattr(xp, dtype))
+    if narrow.dtype == values.dtype or (here := read(values)) is None:
+        return narrow
+    limit = np.finfo(dtype).max
+    return values if np.any((np.abs(here) > limit) & np.isfinite(here)) else narrow
+
+
+def fitted(state: Moments, home: Moments) -> Moments:
+    """A state with its cells in the order of another one's, where both have labels.
+
+    Raises
+    ------
+    ValueError
+        If their cells are not the same.
+    """
+    if state.labels is not None and home.labels is not None:
+        state = in_order(state, home.labels, home.keep, home.ndim)
+    if (home.keep, home.ndim, home.shape) != (state.keep, state.ndim, state.shape):
+        raise ValueError(
+            f"moments of different cells do not merge; got keep={home.keep} of {home.ndim} axes with shape {home.shape} "
+            f"and keep={state.keep} of {state.ndim} axes with shape {state.shape}"
+        )
+    return state
+
+
+def in_order(state: Moments, wanted: CellLabels, keep: tuple[int, ...], ndim: int) -> Moments:
+    """A state with labels, its cells in the order of others; `keep` and `ndim` are where those stand in their data."""
+    if state.labels is None:
+        return state
+    order = state.labels.order(wanted, "moments")
+    coords = {name: c for name, c in state.labels.coords.items() if not c.dims}
+    there = CellLabels(wanted.dims, coords | {d: wanted.coords[d] for d in wanted.dims if d in wanted.coords})
+    return _with_each(state, order.apply).replaced(keep=keep, ndim=ndim, labels=there)
+
+
+def _moved(state: Moments, home: Moments) -> Moments:
+    """A state in the library and on the device of another one."""
+    if type(state.shift) is type(home.shift) and _is_numpy(state.shift):
+        return state
+    if not _is_numpy(state.shift) and not _is_numpy(home.shift) and read(state.shift) is None:
+        array_namespace(state.shift, home.shift)  # what cannot be read must be of one library
+    return _with_each(state, lambda part: like(part, home.shift))
+
+
+def _with_each(state: Moments, change: Callable[[Array], Array]) -> Moments:
+    """A state with every array of it changed."""
+    parts = {name: getattr(state, name) for name in ("count", "shift", "delta", "m2", "exponent")}
+    return state.replaced(**{n: part if part is None or isinstance(part, int) else change(part) for n, part in parts.items()})
+
+
+def _is_numpy(values: Array) -> bool:
+    return isinstance(values, np.ndarray | np.generic)
+
+
+_MOST = 2**63 - 1
+_SAVED = ("count", "shift", "delta", "m2", "shape", "keep", "ndim", "dtype")
+
+
+def _total(a: Any, b: Any) -> Any:
+    """The sum of two counts, exact: Python's ints have no end, those of arrays are refused beyond int64."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    counts: list[Any] = [c if isinstance(c, int) else read(c) for c in (a, b)]
+    if all(c is not None and np.size(c) for c in counts) and sum(int(np.max(c)) for c in counts) > _MOST:
+        largest = int(np.max(np.asarray(counts[0], object) + np.asarray(counts[1], object)))
+        if largest > _MOST:
+            raise ValueError(f"counts in an array go up to 2^63 - 1; the sum of two is {largest}")
+    return a + b
+
+
+def _whole(count: Array) -> Array:
+    """Counts of any whole dtype in int64, where the library has it, so that their sums are right."""
+    xp = array_namespace(count)
+    return xp.astype(count, xp.int64) if "int" in str(count.dtype) and hasattr(xp, "int64") else count
 
 
 def _merge_at_any_size(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array, Array | None]:
@@ -407,4 +520,4 @@ def _real(count: Any, like: Array, xp: Any) -> Array:
 
 
 def _to_list(values: Array) -> Any:
-    return np.asarray(values).tolist()
+    return to_numpy(values).tolist()

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, Never
 
+import numpy as np
 from array_api_compat import array_namespace
 
+from keepnorm import validate
 from keepnorm.axes import Keep
 from keepnorm.batchnorm import BatchNorm
 from keepnorm.dispatch import eager
+from keepnorm.engines.cells import variance
 from keepnorm.functional import moments as moments_of
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
@@ -89,14 +92,14 @@ class BatchRenorm(BatchNorm):
         if training is not True or axes.count == 0:
             return super().__call__(x, training=training, where=where, moments=moments)
         if moments is None:
-            batch = moments_of(x, self.keep, where=where)
+            batch = moments_of(x, self.keep, where=where, **self.sizes)
         elif where is None:
             batch = moments
         else:
             raise ValueError("moments= are of the values that count already; got where= as well")
         self._accept(batch)
         weight, bias, _, _ = self._corrected(batch, x)
-        y = normalize(x, self.keep, weight, bias, eps=self.eps, moments=batch)
+        y = normalize(x, self.keep, weight, bias, eps=self.eps, moments=batch, **self.sizes)
         self._advance(batch, axes.count if moments is None else None)
         return y
 
@@ -110,10 +113,10 @@ class BatchRenorm(BatchNorm):
         _, axes = self._call(x)
         if training is False or axes.count == 0:
             return super().vjp(x, training=training, where=where)
-        batch = moments_of(x, self.keep, where=where)
+        batch = moments_of(x, self.keep, where=where, **self.sizes)
         self._accept(batch)
         weight, bias, r, d = self._corrected(batch, x)
-        y, pull = normalize_vjp(x, self.keep, weight, bias, eps=self.eps, where=where)
+        y, pull = normalize_vjp(x, self.keep, weight, bias, eps=self.eps, where=where, **self.sizes)
         if training:
             self._advance(batch, axes.count)
 
@@ -129,11 +132,12 @@ class BatchRenorm(BatchNorm):
         """The weight and the bias with r and d in them, and r and d, in the precision of the moments, where x is."""
         state, xp = self.state, array_namespace(batch.m2)
         mean = fixed(batch.shift + batch.delta)
-        std = xp.sqrt(xp.astype(like(batch.var, mean), mean.dtype) + self.eps)
-        old_mean, old_var = (xp.astype(like(a, mean), mean.dtype) for a in (state.mean, state.var))
+        std = xp.sqrt(variance(batch) + self.eps)
+        old_var = validate.rooted(state.var, self.eps, "running var")
+        old_mean, old_var = (xp.astype(like(a, mean), mean.dtype) for a in (state.mean, old_var))
         old_std = xp.sqrt(old_var + self.eps)
-        r = _clip(fixed(std) / old_std, 1 / self.r_max, self.r_max, xp)
-        d = _clip((mean - old_mean) / old_std, -self.d_max, self.d_max, xp)
+        r = _clip(_ratio(fixed(std), old_std, 1.0, xp), 1 / self.r_max, self.r_max, xp)
+        d = _clip(_ratio(mean - old_mean, old_std, 0.0, xp), -self.d_max, self.d_max, xp)
         weight, bias = like(self.weight, x), like(self.bias, x)
         r, d = like(r, x), like(d, x)
         scale = r if weight is None else r * weight
@@ -154,6 +158,12 @@ class BatchRenorm(BatchNorm):
         std = stays * xp.sqrt(old + self.eps) + comes * xp.sqrt(new + self.eps)
         var = std * std - self.eps
         return xp.where(var > 0, var, xp.zeros_like(var))
+
+
+def _ratio(above: Array, below: Array, neutral: float, xp: Any) -> Array:
+    """above / below; neutral where both are 0, as with eps = 0 for constants."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return xp.where((above == 0) & (below == 0), xp.full_like(above, neutral), above / below)
 
 
 def _clip(values: Array, least: float, most: float, xp: Any) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, is_lazy_array
 
-from keepnorm.moments import Moments
+from keepnorm.moments import Moments, narrowed
 from keepnorm.transfer import is_passing, lasting, like
 
 Array = Any
@@ -26,7 +26,8 @@ class Running(NamedTuple):
     Attributes
     ----------
     mean, var : array of the kept shape
-        The running mean, and the running variance as it stands: of the correction that its batch norm has.
+        The running mean, and the running variance as it stands: of the correction that its batch norm has. In the dtype of
+        the batch norm; in float64 where float32 cannot hold them, such as the variance of data of 1e30.
     share : float or array
         How much the running value has gathered: 1 for an exponential average, the number of batches for a cumulative one.
     updates : int
@@ -113,10 +114,9 @@ def advance(old: Running, batch: Moments, rule: Rule, total: int | None = None) 
         stays = xp.where(gathered > 0, stays, xp.ones_like(stays))
     mean = stays * old_mean + comes * mean
     var = stays * old_var + comes * var if rule.blend is None else rule.blend(stays, old_var, comes, var)
-    dtype = getattr(xp, rule.dtype)
     return Running(
-        xp.astype(mean, dtype),
-        xp.astype(var, dtype),
+        narrowed(mean, rule.dtype),
+        narrowed(var, rule.dtype),
         gathered,
         old.updates + 1,
         batch.count if isinstance(batch.count, int) else lasting(batch.count),

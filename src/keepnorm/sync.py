@@ -54,7 +54,7 @@ def forward(
     array([[1.389]])
     """
     check(forward, unknown)
-    return bn(x, training=True, moments=merge(moments(x, bn.keep, where=where)))
+    return bn(x, training=True, moments=merge(moments(x, bn.keep, where=where, **bn.sizes)))
 
 
 @eager
@@ -93,7 +93,7 @@ def vjp(
         As a call of `bn`.
     """
     check(vjp, unknown)
-    whole = merge(moments(x, bn.keep, where=where))
+    whole = merge(moments(x, bn.keep, where=where, **bn.sizes))
     y = bn(x, training=True, moments=whole)
     known, axes = bn._call(x)
     parameters = bn._parameters(x, known)

@@ -25,9 +25,24 @@ def to_numpy(values: Array) -> Array:
         return np.asarray(values)
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":  # which NumPy has not; float32 holds all its values
+            values = values.float()
     elif compat.is_cupy_array(values):
         values = values.get()
     return np.asarray(values)
+
+
+def read(values: Array) -> Any:
+    """`values` as a NumPy array where they lie in this process's memory; None where they are traced, lazy or on a device."""
+    import numpy as np
+
+    if isinstance(values, np.ndarray | np.generic | float):
+        return np.asarray(values)
+    if compat.is_torch_array(values) and type(values).__module__.startswith("torch"):
+        return to_numpy(values) if values.is_cpu and not is_passing(values) else None
+    if compat.is_jax_array(values) and not isinstance(values, sys.modules["jax"].core.Tracer):
+        return np.asarray(values) if all(device.platform == "cpu" for device in values.devices()) else None
+    return None
 
 
 def like(values: Array | None, x: Array) -> Array | None:

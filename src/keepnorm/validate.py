@@ -21,6 +21,7 @@ from keepnorm.places import distinct
 from keepnorm.precision import result_name
 from keepnorm.roles import general, group
 from keepnorm.subclasses import shape_of
+from keepnorm.transfer import read
 
 Array = Any
 
@@ -217,8 +218,8 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
-def given(moments: Moments | None, known: Call) -> Moments | None:
-    """Moments to normalise with: one mean and one variance for each kept cell of x."""
+def given(moments: Moments | None, known: Call, eps: float, center: bool) -> Moments | None:
+    """Moments to normalise with: one mean and one variance for each kept cell of x, of which a root can be taken."""
     if moments is None:
         return None
     if not isinstance(moments, Moments):
@@ -232,7 +233,30 @@ def given(moments: Moments | None, known: Call) -> Moments | None:
         )
     if moments.ndim == len(known.axes.shape) and moments.keep != known.axes.keep:
         raise ValueError(f"moments are of keep={moments.keep}; got keep={known.axes.keep} of x with shape {known.shape}")
+    m2 = read(moments.m2)
+    if m2 is not None and (m2 < 0).any():
+        count = 1 if moments.count is None else moments.count if isinstance(moments.count, int) else read(moments.count)
+        square = 0.0 if center else (read(moments.shift) + read(moments.delta)) ** 2
+        rooted(m2 / count + square, eps, "var" if center else "the mean square")
     return moments
+
+
+def rooted(var: Array, eps: float, name: str) -> Array:
+    """A stored variance, if ``var + eps`` has a root that is not 0, or var is 0; it comes back as it is.
+
+    Networks are published with variances some 1e-6 below 0, which an eps makes good. Only what lies in this process's memory
+    is read; of the rest such a cell gives NaN.
+
+    Raises
+    ------
+    ValueError
+        If a variance is below 0, and eps does not make it positive.
+    """
+    here = read(var)
+    if here is not None and (wrong := (here < 0) & (here + eps <= 0)).any():
+        cell = tuple(map(int, np.argwhere(wrong)[0]))
+        raise ValueError(f"{name} + eps must not be below 0: with eps={eps}, cell {cell} has {here[cell]}")
+    return var
 
 
 def cotangent(dy: Array, known: Call) -> Array:

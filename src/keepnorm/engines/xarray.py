@@ -5,12 +5,12 @@ stay. Nothing is aligned: coordinates that differ are an error.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from keepnorm.axes import Axes, refuse_order
 from keepnorm.gradients import Gradients
-from keepnorm.moments import Moments
+from keepnorm.labels import CellLabels, Coordinate
+from keepnorm.moments import Moments, in_order
 from keepnorm.roles import general
 
 Array = Any
@@ -76,10 +76,17 @@ class Labels:
         return out.data if _is_labelled(out) else out
 
     def state(self, given: Moments | None) -> Moments | None:
-        """Moments without labels."""
+        """Moments without labels, their cells in the order of those of x: matched by dimension and label where they have any.
+
+        Raises
+        ------
+        ValueError
+            If they have labels, and x has other ones.
+        """
         if not isinstance(given, Moments):
             return given
-        return given.replaced(export=None)
+        given = in_order(given, self._cells(), self.axes.keep, len(self.axes.shape))
+        return given.replaced(export=None, labels=None)
 
     def wrap(self, y: Array, out: Any = None) -> Any:
         """A result of the shape of x with the labels of x."""
@@ -87,15 +94,23 @@ class Labels:
 
     def moments(self, seen: Moments) -> Moments:
         """Moments whose mean and variance come out with the kept dimensions and their coordinates."""
+        seen.labels = self._cells()
+        return seen
+
+    def _cells(self) -> CellLabels:
+        """The labels of the kept axes."""
         x, axes = self.x, self.axes
         split = [axes.origin.count(axes.origin[a]) > 1 for a in axes.keep]
         dims = tuple(
             f"{x.dims[axes.origin[a]]}_{a}" if parted else x.dims[axes.origin[a]]
             for a, parted in zip(axes.keep, split, strict=True)
         )
-        coords = {name: c.variable for name, c in x.coords.items() if set(c.dims) <= set(dims)}
-        seen.export = partial(_label, inner=seen.export, dims=dims, coords=coords)
-        return seen
+        coords = {
+            name: Coordinate(c.dims, c.values if name in dims else c.variable.data, c.attrs)
+            for name, c in x.coords.items()
+            if set(c.dims) <= set(dims)
+        }
+        return CellLabels(dims, coords)
 
     def vjp(self, vjp: Callable[[Array], Gradients], weight: Any, bias: Any) -> Callable[[Any], Gradients]:
         """The same function of and to labelled arrays."""
@@ -118,12 +133,3 @@ class Labels:
 
 def _is_labelled(value: Any) -> bool:
     return hasattr(value, "dims") and hasattr(value, "coords")
-
-
-def _label(values: Array, dtype: str, *, inner: Callable[[Array, str], Array] | None, dims: Any, coords: Any) -> Any:
-    from xarray import DataArray
-
-    if inner is None:
-        plain = Moments(None, values, 0 * values, values, keep=(), ndim=0, dtype=dtype)
-        return DataArray(plain.var, dims=dims, coords=coords)  # the variance of an unknown count is M2, in the dtype asked
-    return DataArray(inner(values, dtype), dims=dims, coords=coords)
