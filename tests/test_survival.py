@@ -179,6 +179,56 @@ def test_a_number_of_threads_that_is_none(run_python, reference, said):
     assert run_python(PRELUDE + "print(bits())", env={"NUMBA_NUM_THREADS": said}).strip() == reference
 
 
+FIRST_CALL = """
+import gc, signal, sys, numpy as np, keepnorm as kn
+x = np.arange(12, dtype=np.float32).reshape(4, 3)
+exact = (x - x.mean(0, dtype="f8")) / np.sqrt(x.var(0, dtype="f8") + 1e-5)
+done, failed, inside = [], [], []
+
+def check():
+    if inside: return  # what it loads itself
+    inside.append(1)
+    try:
+        m, z = kn.moments(x, 1), kn.moments(x, 1, where=x > -1)
+        for seen in (m, z):
+            assert seen.mean.tolist() == [4.5, 5.5, 6.5] and seen.var.tolist() == [11.25] * 3, (seen.mean, seen.var)
+        for y in (kn.normalize(x, 1), kn.normalize_vjp(x, 1)[0]):
+            assert np.abs(y - exact).max() <= 2.0**-22, y
+        done.append(1)
+    except Exception as error:
+        failed.append(repr(error))
+    finally:
+        inside.pop()
+
+class Finalized:
+    def __init__(self): self.cycle = self
+    def __del__(self): check()
+
+class Interrupting:
+    names = {"numba", "llvmlite", "llvmlite.binding", "numba.core.types", "numba.core.compiler", "numba.np.arrayobj"}
+    def find_spec(self, name, *_):
+        if name in self.names or name.startswith("keepnorm."):
+            if "finalizer" in sys.argv: Finalized(); gc.collect()
+            else: signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, lambda *_: check())
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize("how", ["signal handler", "finalizer"])
+@pytest.mark.parametrize("first", ["kn.normalize(x, 1)", "import numba"])
+def test_calls_in_the_middle_of_loading_and_compiling_are_served(run_python, tmp_path, how, first):
+    """Numba is half a module then, and so are ours; the same thread cannot wait for itself."""
+    code = f"{FIRST_CALL}\n{first}\nassert done\nassert not failed, failed"
+    run_python(code, how, env={"NUMBA_CACHE_DIR": str(tmp_path)}, timeout=500)
+
+
+def test_a_first_call_at_the_end_of_the_interpreter(run_python, tmp_path):
+    code = FIRST_CALL + "import atexit\natexit.register(lambda: (check(), print(failed)))\nsys.meta_path.pop(0)"
+    assert run_python(code, env={"NUMBA_CACHE_DIR": str(tmp_path)}, timeout=500).strip() == "[]"
+
+
 LIMITED = """
 import resource
 def limit(beyond):

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from keepnorm.accumulator import Accumulator
 
+# Now, not at the first call: a signal handler in the middle of that would meet half a module.
+from keepnorm.engines import host as _host  # noqa: F401
+
 # Not later: importing the module keepnorm.explain would put it in the place of the function of that name.
 from keepnorm.explain import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp

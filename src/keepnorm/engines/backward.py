@@ -10,6 +10,7 @@ from keepnorm.axes import Axes
 from keepnorm.engines.memory import Walk, flat, in_memory_order, plain, readable, state_of, walk_strides
 from keepnorm.engines.results import empty_like
 from keepnorm.gradients import Gradients
+from keepnorm.kernels.launch import run as start
 from keepnorm.kernels.threads import available
 from keepnorm.machine import is_serial
 from keepnorm.moments import Moments
@@ -138,7 +139,7 @@ def _backward(
         rest = (state, totals, w, sums[0], sums[1], eps, center, inside, through)
 
         def stage(number: int, tasks: int, part: Array = _NO_PART) -> None:
-            _launch()(family, dtypes, min(threads, tasks), tasks, number, (*given_and_wanted, part, *rest))
+            start(family, dtypes, min(threads, tasks), tasks, number, (*given_and_wanted, part, *rest))
 
         if inside:
             stage(ROWS, rows)
@@ -164,14 +165,6 @@ def _gradient_rows(groups: int, summands: int) -> int:
     A row costs as much as two `summands` of each gradient. It is worth that for 32 of them, or for the first four threads.
     """
     return min(groups, GRADIENT_ROWS, max(1, summands // 32, min(summands // 4, 4)))
-
-
-@cache
-def _launch() -> Callable[..., None]:
-    """The launcher of kernels, loaded at the first of them."""
-    from keepnorm.kernels.launch import run
-
-    return run
 
 
 def _over_cells(steps: Walk, axes: Axes, totals: Array) -> tuple[Array, Array]:

@@ -1,14 +1,15 @@
 """NumPy arrays through the CPU kernels."""
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeAlias
+from functools import cache, wraps
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.bounded import remember
-from keepnorm.engines import magnitude, pieces
+from keepnorm.engines import magnitude, masked, pieces, standard
+from keepnorm.engines.backward import vjp
 from keepnorm.engines.magnitude import Scaled
 from keepnorm.engines.memory import (
     STATE_ROWS,
@@ -28,11 +29,13 @@ from keepnorm.engines.results import LARGE, empty_like
 from keepnorm.engines.stages import NO_PART, Stage, centers, forward, part_shape, reduction
 from keepnorm.engines.stages import affine as affine_stage
 from keepnorm.gradients import Gradients
+from keepnorm.kernels.launch import BusyError, entry_for, run
 from keepnorm.kernels.threads import threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
 
 Array = np.ndarray[Any, Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 # The dtypes that tell the kernels of one family apart, and what a kernel takes after its tasks.
 Arguments: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
@@ -52,6 +55,20 @@ _MOST_READY = 4096
 _FEW = LARGE // 8
 
 
+def _or_standard(function: F) -> F:
+    """The same by the standard engine in a signal handler or a finalizer that cannot have the kernel now."""
+
+    @wraps(function)
+    def engine(*arguments: Any, **more: Any) -> Any:
+        try:
+            return function(*arguments, **more)
+        except BusyError:
+            return getattr(standard, function.__name__)(*arguments, **more)
+
+    return engine  # type: ignore[return-value]
+
+
+@_or_standard
 def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     """Count, mean and variance of each kept cell."""
     found = _sums(x, axes, where)
@@ -69,9 +86,7 @@ def _unusual(x: Array, axes: Axes, where: Array | None, shift: Array, m2: Array,
 def _sums(x: Array, axes: Axes, where: Array | None) -> Moments:
     """The moments as the kernels find them."""
     if where is not None:
-        from keepnorm.engines.masked import moments as masked
-
-        return masked(x, axes, where)
+        return masked.moments(x, axes, where)
     x = readable(x)
     if x.size == 0:
         return _no_data(x, axes)
@@ -82,6 +97,7 @@ def _sums(x: Array, axes: Axes, where: Array | None) -> Moments:
     return _to_moments(state, steps, axes, x.dtype)
 
 
+@_or_standard
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:
     """``x * scale + shift``: the affine step of cells with mean 0 and variance 1."""
     result, target = _outputs(x, out)
@@ -96,6 +112,7 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
     return _finish(result, target)
 
 
+@_or_standard
 def normalize(
     x: Array,
     axes: Axes,
@@ -163,17 +180,16 @@ def _is_usual(a: Array) -> bool:
 
 def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) -> None:
     """Remember a call that was right; its arrays stay the caller's."""
-    from keepnorm.kernels.launch import entry_for
-
     has_parameters = weight is not None or bias is not None
     steps = walk(axes if has_parameters else plain(axes), (x, x))
     if not steps.affine_in_order:
         return
     dtypes, arguments = _arguments(flat(x), flat(x), steps, np.empty((STATE_ROWS, steps.cells)), UNIT, 0.0, True)
-    run = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), weight is not None, bias is not None)
-    remember(_READY, (id(axes), x.dtype, weight is None, bias is None), (axes, run), _MOST_READY)
+    ready = prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments), weight is not None, bias is not None)
+    remember(_READY, (id(axes), x.dtype, weight is None, bias is None), (axes, ready), _MOST_READY)
 
 
+@_or_standard
 def normalize_with_moments(
     x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None = None
 ) -> tuple[Array, Moments]:
@@ -186,6 +202,7 @@ def normalize_with_moments(
     return result, moments(x, axes, where) if isinstance(used, Scaled) else _moments_of(used, axes, x.dtype)
 
 
+@_or_standard
 def normalize_vjp(
     x: Array,
     axes: Axes,
@@ -197,8 +214,6 @@ def normalize_vjp(
     where: Array | None,
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and a function from its gradient to those of x, weight and bias."""
-    from keepnorm.engines.backward import vjp
-
     result, target = _outputs(x, None)
     x = readable(x)
     used = _normalize(x, target, axes, weight, bias, eps, center, moments, where) if x.size else _no_data(x, axes)
@@ -287,15 +302,7 @@ def _run(steps: Walk, stages: tuple[Stage, ...], arguments: Arguments) -> None:
     if parts is not None:
         given = (*given[:_PART], np.empty(parts), *given[_PART + 1 :])
     for stage in stages:
-        _launch()(steps.family, dtypes, stage.threads, stage.tasks, stage.number, given)
-
-
-@cache
-def _launch() -> Callable[..., None]:
-    """The launcher of kernels, loaded at the first of them."""
-    from keepnorm.kernels.launch import run
-
-    return run
+        run(steps.family, dtypes, stage.threads, stage.tasks, stage.number, given)
 
 
 def _moments_of(used: Moments | tuple[Walk, Array], axes: Axes, dtype: np.dtype[Any]) -> Moments:

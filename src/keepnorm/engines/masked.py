@@ -6,6 +6,7 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.engines.memory import flat, in_place, plain, readable, walk
+from keepnorm.kernels.launch import run
 from keepnorm.kernels.threads import threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name
@@ -15,8 +16,6 @@ Array = np.ndarray[Any, Any]
 
 def moments(x: Array, axes: Axes, where: Array) -> Moments:
     """Count, mean and variance of the values of each kept cell where the mask is true."""
-    from keepnorm.kernels.launch import run
-
     x = readable(x)
     mask = in_place(np.broadcast_to(where, x.shape))
     shape, dtype = axes.kept_shape, moments_name(x.dtype.name)

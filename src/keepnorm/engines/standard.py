@@ -39,13 +39,13 @@ class _Step(NamedTuple):
     rstd: Array
 
 
-def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
+def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     """Count, mean and variance of each kept cell."""
     wide, mask, xp = _open(x, axes, where)
     return _handed_out(_measure(wide, mask, axes, 0.0, _ranges(x, wide), xp), x, axes, xp)
 
 
-def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None) -> Array:
+def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:
     """``x * scale + shift``, in float64 and rounded once."""
     wide, _, xp = _open(x, axes, None)
     y = wide * _parameter(scale, wide, axes, xp)

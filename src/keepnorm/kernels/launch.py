@@ -1,16 +1,34 @@
-"""Run the tasks of a stage on one thread or on several."""
+"""Run the tasks of a stage on one thread or on several.
+
+LLVM and Numba are loaded at the first kernel, and a kernel is compiled at its first call. What runs in the middle of that in
+the same thread, a signal handler or a finalizer, meets modules and a compiler that are half ready: it gets `BusyError`.
+"""
 
 import gc
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
-from keepnorm.kernels import cache, native
 from keepnorm.kernels.layout import Layout, layout_of
 from keepnorm.kernels.threads import run_apart, team
 
 _entries: dict[Any, Callable[..., None]] = {}
+
+# The threads that are loading or compiling now.
+_busy: set[int] = set()
+
+
+class BusyError(RuntimeError):
+    """This thread is loading or compiling a kernel further down its stack."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "keepnorm was called by a signal handler or a finalizer while the same thread was loading Numba or compiling a "
+            "kernel: call it again later, or make the same call once before"
+        )
 
 
 def run(family: str, dtypes: Any, threads: int, count: int, stage: int, arguments: tuple[Any, ...]) -> None:
@@ -61,6 +79,13 @@ def start(entry: Callable[..., None], threads: int, count: int, stage: int, argu
 
 def _entry(family: str, layout: Layout) -> Callable[..., None]:
     """The machine code of a kernel for one layout of its arguments, from the disk or compiled now."""
+    with _alone():
+        return _loaded(family, layout)
+
+
+def _loaded(family: str, layout: Layout) -> Callable[..., None]:
+    from keepnorm.kernels import cache, native
+
     symbol = f"{family}_{hashlib.sha256(f'{cache.stamp()} {layout}'.encode()).hexdigest()[:32]}"
     code = cache.read(symbol)
     if code is not None:
@@ -75,6 +100,27 @@ def _entry(family: str, layout: Layout) -> Callable[..., None]:
     entry = native.load(code, symbol)
     cache.write(symbol, code)
     return entry
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse to begin inside of what this thread has not ended, be it ours or its own import of Numba."""
+    thread = get_ident()
+    if thread in _busy:
+        raise BusyError
+    _busy.add(thread)
+    try:
+        yield
+    except (ImportError, AttributeError) as error:
+        if any(_is_half_loaded(name) for name in ("llvmlite", "numba")):
+            raise BusyError from error
+        raise
+    finally:
+        _busy.discard(thread)
+
+
+def _is_half_loaded(package: str) -> bool:
+    return bool(getattr(getattr(sys.modules.get(package), "__spec__", None), "_initializing", False))
 
 
 @contextmanager
