@@ -149,8 +149,8 @@ def test_no_digits_of_integers_are_lost(kind, bits):
             for name, x, keep in layouts(rows.astype(info.dtype)):
                 dtype = "float64" if bits == 64 else "float32"
                 assert_moments(kn.moments(x, keep), oracle.moments(x, keep), dtype, f"{name}, first {first}, {spread}")
-                # One by one, 700 numbers that are nearly equal lose more than a random walk does: no first value far away.
-                if first == info.max:
+                # Masked values are added one by one: 700 numbers that are nearly equal lose more than a random walk does.
+                if first == info.max and spread > 3:
                     everything = np.ones(x.shape, bool)
                     assert_moments(kn.moments(x, keep, where=everything), oracle.moments(x, keep), dtype, f"masked {name}")
 
