@@ -138,6 +138,13 @@ def backends(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """More than 200,000 random calls on every engine, against the exact reference; prints how many."""
+    install(session, "test", "backends", extras="dask")
+    pytest(session, "tests/fuzz", KEEPNORM_FUZZ="1")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """The asv benchmarks in this environment; arguments go to `asv run`."""
     install(session, "bench")
