@@ -56,9 +56,9 @@ def vjp(
             )
         if dy.strides != x.strides or dy.dtype != dtype or not dy.flags.aligned:
             dy = _like(x, dtype, dy)
-        (dx, dweight, dbias), is_finite = run(x, dy, through)
+        (dx, dweight, dbias), products = run(x, dy, through)
         seen = x
-        if not is_finite and (where is not None or not through):
+        if (where is not None or not through) and not np.isfinite(products).all():
             seen, silent = _without_holes(x, dy, where if through else None)
             if through:
                 (dx, dweight, dbias), _ = run(seen, silent, True)
@@ -112,10 +112,10 @@ def _backward(
     eps: float,
     center: bool,
     used: Moments | tuple[Walk, Array],
-) -> Callable[[Array, Array, bool], tuple[tuple[Array, Array, Array], bool]]:
+) -> Callable[[Array, Array, bool], tuple[tuple[Array, Array, Array], Array]]:
     """What depends on the moments alone, ready to take (x, dy, through) to dx and to the sums for dweight and dbias.
 
-    It also tells whether all sums of g * d are finite.
+    It also gives the sums of g * d of all cells.
     """
     given = weight is not None or bias is not None
     result = tuple(step // x.itemsize * dtype.itemsize for step in x.strides), dtype.itemsize  # x is dense
@@ -131,7 +131,7 @@ def _backward(
     family = "lanes_backward" if plan.lanes else "runs_backward"
     integers, kept, outer = steps.integers, steps.kept, steps.outer
 
-    def run(x: Array, dy: Array, through: bool) -> tuple[tuple[Array, Array, Array], bool]:
+    def run(x: Array, dy: Array, through: bool) -> tuple[tuple[Array, Array, Array], Array]:
         dx, totals, sums = empty_like(dy, dy.dtype), np.empty((3, cells)), np.empty(shares)
         memory, gradient, pulled = flat(x), flat(dx), flat(dy)
         dtypes, threads = (memory.dtype, gradient.dtype), 1 if alone else available()
@@ -146,7 +146,7 @@ def _backward(
             dweight, dbias = sums[:, 0] if rows == 1 else np.add.reduce(sums, 1)
             if not steps.affine_in_order:
                 dweight, dbias = steps.to_affine(dweight, axes), steps.to_affine(dbias, axes)
-            return (dx, dweight, dbias), bool(np.isfinite(totals[1]).all())
+            return (dx, dweight, dbias), totals[1]
         if plan.blocks == 1 or (plan.fused and groups >= threads):
             stage(CELLS, groups)
         else:
@@ -154,7 +154,7 @@ def _backward(
             stage(SUMS, count, part)
             stage(ADD, groups, part)
             stage(GRADIENT, count)
-        return (dx, *(_over_cells(steps, axes, totals) if given else totals[1:])), bool(np.isfinite(totals[1]).all())
+        return (dx, *(_over_cells(steps, axes, totals) if given else totals[1:])), totals[1]
 
     return run
 

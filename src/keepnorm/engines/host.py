@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,8 @@ from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
 
 Array = np.ndarray[Any, Any]
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # The dtypes that tell the kernels of one family apart, and what a kernel takes after its tasks.
 Arguments: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
@@ -55,17 +56,18 @@ _MOST_READY = 4096
 _FEW = LARGE // 8
 
 
-def _or_standard(function: F) -> F:
+def _or_standard(function: Callable[P, R]) -> Callable[P, R]:
     """The same by the standard engine in a signal handler or a finalizer that cannot have the kernel now."""
 
     @wraps(function)
-    def engine(*arguments: Any, **more: Any) -> Any:
+    def engine(*arguments: P.args, **more: P.kwargs) -> R:
         try:
             return function(*arguments, **more)
         except BusyError:
-            return getattr(standard, function.__name__)(*arguments, **more)
+            served: R = getattr(standard, function.__name__)(*arguments, **more)
+            return served
 
-    return engine  # type: ignore[return-value]
+    return engine
 
 
 @_or_standard
