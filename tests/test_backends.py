@@ -180,6 +180,17 @@ def test_rules_of_values_without_kernels():
         for center in (True, False):
             y = kn.normalize(xp.asarray(values * size), 0, eps=0, center=center)
             assert_output(np.asarray(y), oracle.normalize(values, 0, eps=0, center=center), 4)
+        x = xp.asarray(values.T * size)
+        m = kn.moments(x, 1)
+        for found in (m, kn.moments(x[:1, :], 1) + kn.moments(x[1:, :], 1)):
+            assert_output(np.asarray(found.std) / size, values.std(1), 4)
+            want = oracle.normalize(values.T, 1, eps=0)
+            assert_output(np.asarray(kn.normalize(x, 1, moments=found, eps=0)), want, 4)
+            if size > 1:
+                assert_output(np.asarray(kn.normalize(x, 1, moments=found)), want, 4)
+            else:  # eps is all that counts
+                root = 1e-5**0.5
+                assert_output(np.asarray(kn.normalize(x, 1, moments=found)) / size * root, values.T - values.mean(), 4)
     var = xp.asarray([-4.9e-6, -1.0, float("inf"), -1e-5], dtype=xp.float64)
     m = kn.Moments(None, xp.zeros(4), xp.zeros(4), var, keep=(1,), ndim=2)
     y = np.asarray(kn.normalize(xp.ones((1, 4)), 1, moments=m))

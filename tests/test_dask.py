@@ -157,3 +157,16 @@ def test_chunks_with_a_mask_are_refused_before_anything_is_computed(rng):
             call()
     with pytest.raises(TypeError, match="dy is a masked array"):
         kn.normalize_vjp(lazy, 1)[1](masked)
+
+
+@pytest.mark.parametrize("size", [1e160, 1e-170])
+def test_float64_of_any_magnitude(size):
+    """A deviation is right where float64 cannot hold a variance, and so is what it normalises."""
+    values = np.array([[1.0, 7.0], [2.0, 7.0], [3.0, 9.0], [5.0, 4.0]])
+    x = da.from_array(values * size, chunks=(3, 1))
+    m = kn.moments(x, 1)
+    assert_output(now(m.std) / size, values.std(0), 4)
+    assert_output(now((m + m).std) / size, values.std(0), 8)
+    for given in (None, m):
+        y = kn.normalize(x, 1, moments=given, eps=0)
+        assert_output(now(y), oracle.normalize(values, 1, eps=0), 4)

@@ -56,7 +56,7 @@ def test_one_trace_under_jit(rng, norm):
 
 
 def test_x64_off_keeps_the_digits_of_float32(rng):
-    """Sums are held in float32 here: a few units in the last place, at any offset, where x64 gives one."""
+    """Pairs of float32 hold what float64 would: the same digits at any offset."""
     for offset in (0.0, 100.0, 1e4):
         x = (rng.standard_normal((64, 3, 500)) + offset).astype(np.float32)
         y, mean, var = jax.jit(lambda x: (kn.normalize(x, 1), kn.moments(x, 1).mean, kn.moments(x, 1).var))(jnp.asarray(x))
@@ -169,6 +169,28 @@ def test_traced_magnitudes(rng, size):
     dx, _, _, terms = oracle.gradients(x, dy, 0, eps=0)
     assert_gradient(jax.jit(lambda x, dy: kn.normalize_vjp(x, 0, eps=0)[1](dy).x)(x, dy), dx, terms.max(), 8)
     assert_gradient(jax.grad(lambda x: (kn.normalize(x, 0, eps=0) * dy).sum())(x), dx, terms.max(), 8)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e20, 3e37])
+def test_traced_moments_of_any_magnitude(rng, size):
+    """A deviation is right where float32 cannot hold a variance; such moments merge and normalise."""
+    x = (rng.standard_normal((5, 8)) * size).astype(np.float32)
+    wide = x.astype(np.float64)
+    m, merged = jax.jit(lambda x: (kn.moments(x, 1), kn.moments(x[:2], 1) + kn.moments(x[2:], 1)))(x)
+    std = wide.std(0)
+    assert_within(m.std, std, ulp(std, np.float32))
+    assert_within(merged.std, std, 4 * ulp(std, np.float32))
+    given = jax.jit(lambda x, m: kn.normalize(x, 1, moments=m, eps=0))
+    for found in (m, merged):
+        shift, delta, m2 = (np.asarray(part, np.float64) for part in (found.shift, found.delta, found.m2))
+        deviation = np.ldexp(np.sqrt(m2 / 5), found.exponent)
+        assert_output(given(x, found), (wide - shift - delta) / deviation, 5)
+
+
+def test_a_traced_variance_is_right_where_float32_holds_it(rng):
+    x = (rng.standard_normal((5, 8)) * 1e18).astype(np.float32)
+    var = x.astype(np.float64).var(0)
+    assert_within(jax.jit(lambda x: kn.moments(x, 1).var)(x), var, ulp(var, np.float32))
 
 
 def test_a_traced_integer_keeps_its_last_bits(rng):

@@ -17,7 +17,7 @@ from keepnorm import labels, saved
 from keepnorm.axes import as_ints, normal, out_of_order, refuse_order
 from keepnorm.keywords import REQUIRED, check, described
 from keepnorm.labels import CellLabels
-from keepnorm.powers import exponents, is_held, times_power
+from keepnorm.powers import exponent_of, exponents, is_held, times_power, unit
 from keepnorm.subclasses import refuse
 from keepnorm.transfer import like, read, to_numpy
 
@@ -464,16 +464,26 @@ def _merge_at_any_size(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, A
     """The merged (K, delta, M2), and the exponent where float64 cannot hold M2."""
     usual = a.exponent is None and b.exponent is None
     shift, delta, m2 = _merge(a, b, xp)
-    can_tell = isinstance(m2, np.ndarray | np.generic) and "float64" in (a.dtype, b.dtype)
+    read = isinstance(m2, np.ndarray | np.generic)
+    can_tell = read and "float64" in (a.dtype, b.dtype)
     if usual and not (can_tell and not is_held(shift, m2)):
         return shift, delta, m2, None
-    sizes = [np.abs(part) for m in (a, b) for part in (m.shift, m.delta, m._in_full(np.sqrt(m.m2), 1))]
-    exponent = exponents(np.fmax.reduce(sizes))
-    if not exponent.any():
+    sizes = [xp.abs(part) for m in (a, b) for part in (m.shift, m.delta, m._in_full(xp.sqrt(m.m2), 1))]
+    exponent = exponents(np.fmax.reduce(sizes)) if read else _exponent(sizes, xp)
+    if read and not exponent.any():
         return shift, delta, m2, None
     merged = _merge(a.at(exponent), b.at(exponent), xp)
     whole = a.replaced(**dict(zip(("shift", "delta", "m2"), merged, strict=True))).back(exponent)
     return whole.shift, whole.delta, whole.m2, exponent
+
+
+def _exponent(sizes: list[Array], xp: Any) -> Array:
+    """The exponents of the largest of some sizes, for arrays that cannot be read."""
+    largest = xp.zeros_like(sizes[0])
+    for size in sizes:
+        largest = xp.where(size > largest, size, largest)
+    most = xp.full_like(largest, float(xp.finfo(largest.dtype).max))
+    return exponent_of(unit(xp.where(largest < most, largest, most), 0.0, xp), xp)
 
 
 def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:

@@ -31,7 +31,7 @@ def times_power(values: Array, exponent: Array) -> Array:
     half = exponent // 2
     with np.errstate(over="ignore", under="ignore"):
         for part in (half, exponent - half):
-            values = values * xp.pow(xp.asarray(2.0, dtype=values.dtype), xp.astype(part, values.dtype))
+            values = values * xp.pow(xp.full_like(part, 2, dtype=values.dtype), xp.astype(part, values.dtype))
     return values
 
 
@@ -39,3 +39,25 @@ def exponents(size: Array) -> Array:
     """The exponents of NumPy's floats, 0 where they are usual, and of infinities and NaN."""
     exponent = np.where(np.isfinite(size) & (size != 0), np.frexp(size)[1] - 1, 0)
     return np.where(np.abs(exponent) > USUAL, exponent, 0)
+
+
+def unit(size: Array, least: float, xp: Any) -> Array:
+    """A power of two for each cell that takes the size of its values to where squares neither overflow nor vanish.
+
+    1 for middling sizes, and at least for that of `least`: what is added under the root must not overflow either.
+    """
+    size = xp.where(size > least, size, xp.full_like(size, least))
+    size = xp.where(xp.isfinite(size) & (size > 0), size, xp.ones_like(size))
+    scale = xp.ones_like(size)
+    for exponent in (512, 256) if "64" in str(size.dtype) else (64, 32, 16):
+        small, large = 2.0**-exponent, 2.0**exponent
+        down, up = size >= large, size <= small
+        for_all = xp.ones_like(size)
+        step = xp.where(down, small * for_all, xp.where(up, large * for_all, for_all))
+        size, scale = size * step, scale * step
+    return scale
+
+
+def exponent_of(unit: Array, xp: Any) -> Array:
+    """The exponent that a unit takes off the values."""
+    return xp.astype(xp.round(-xp.log2(unit)), xp.int32)

@@ -10,6 +10,7 @@ from array_api_compat import array_namespace, device
 
 from keepnorm.axes import Axes
 from keepnorm.moments import Moments
+from keepnorm.powers import exponent_of, times_power, unit
 
 Array = Any
 
@@ -72,10 +73,19 @@ def divide(values: Array, count: Any, xp: Any) -> Array:
 
 
 def variance(state: Moments) -> Array:
-    """The population variance of a state, in its own precision."""
-    if state.count is None:
-        return state.squares
-    return divide(state.squares, state.count, array_namespace(state.m2))
+    """The population variance of a state, in its own precision and, where that has an exponent, in its unit."""
+    return state.m2 if state.count is None else divide(state.m2, state.count, array_namespace(state.m2))
+
+
+def in_unit(state: Moments, eps: float) -> tuple[Array | None, Moments]:
+    """A unit for each cell, and the moments of the data in it; None where float holds what they need as they are."""
+    if state.exponent is None:
+        return None, state
+    xp = array_namespace(state.m2)
+    # Where values are smaller than the root of eps, that is what counts.
+    least = exponent_of(unit(xp.full_like(state.m2, eps**0.5), 0.0, xp), xp)
+    exponent = xp.where(state.exponent > least, state.exponent, least) if eps else state.exponent
+    return times_power(xp.ones_like(state.m2), -exponent), state.at(exponent)
 
 
 def extremes(x: Array, mask: Array | None, axes: Axes, xp: Any) -> tuple[Array, Array]:
@@ -95,23 +105,6 @@ def extremes(x: Array, mask: Array | None, axes: Axes, xp: Any) -> tuple[Array, 
 def member(least: Array, xp: Any) -> Array:
     """A finite value of each cell, 0 where there is none: the least, which a mask finds as easily as any other."""
     return xp.where(xp.isfinite(least), least, xp.zeros_like(least))
-
-
-def unit(size: Array, least: float, xp: Any) -> Array:
-    """A power of two for each cell that takes the size of its values to where squares neither overflow nor vanish.
-
-    1 for middling sizes, and at least for that of `least`: what is added under the root must not overflow either.
-    """
-    size = xp.where(size > least, size, xp.full_like(size, least))
-    size = xp.where(xp.isfinite(size) & (size > 0), size, xp.ones_like(size))
-    scale = xp.ones_like(size)
-    for exponent in (512, 256) if "64" in str(size.dtype) else (64, 32, 16):
-        small, large = 2.0**-exponent, 2.0**exponent
-        down, up = size >= large, size <= small
-        for_all = xp.ones_like(size)
-        step = xp.where(down, small * for_all, xp.where(up, large * for_all, for_all))
-        size, scale = size * step, scale * step
-    return scale
 
 
 def largest(least: Array, most: Array, xp: Any) -> Array:

@@ -19,6 +19,8 @@ from keepnorm.subclasses import refuse
 
 Array = Any
 
+_PARTS = {"shift": "float64", "delta": "float64", "m2": "float64", "count": "int64", "exponent": "int64"}
+
 
 def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     """Count, mean and variance of each kept cell: every chunk is read once, whatever is asked of the result."""
@@ -48,10 +50,11 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     parts = [
         # The reduced axes have one block each, which arrives in as many lists.
         da.blockwise(_part, axes.keep, states, every, part=part, concatenate=False, meta=np.empty((0,) * len(axes.keep), kind))
-        for part, kind in (("shift", np.float64), ("delta", np.float64), ("squares", np.float64), ("count", np.int64))
+        for part, kind in _PARTS.items()
     ]
-    *state, count = parts
-    return Moments(axes.count if where is None else count, *state, keep=axes.keep, ndim=len(axes.shape), dtype=dtype)
+    *state, count, exponent = parts
+    known: dict[str, Any] = {"keep": axes.keep, "ndim": len(axes.shape), "dtype": dtype}
+    return Moments(axes.count if where is None else count, *state, exponent=exponent if dtype == "float64" else None, **known)
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -> Array:
@@ -78,6 +81,7 @@ def normalize(
         "shift": (given.shift, axes.keep),
         "delta": (given.delta, axes.keep),
         "var": (_checked(cells.variance(given), eps if center else 0.0), axes.keep),
+        "exponent": (given.exponent, axes.keep),
         "weight": (weight, axes.affine),
         "bias": (bias, axes.affine),
     }
@@ -187,14 +191,15 @@ def _block_normalize(
     shift: Array,
     delta: Array,
     var: Array,
+    exponent: Array | None = None,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
     eps: float,
     center: bool,
 ) -> Array:
-    state = (a.reshape(axes.kept_shape) for a in (shift, delta, var))
-    given = Moments(None, *state, keep=axes.keep, ndim=x.ndim)
+    shift, delta, var, exponent = (a if a is None else a.reshape(axes.kept_shape) for a in (shift, delta, var, exponent))
+    given = Moments(None, shift, delta, var, exponent=exponent, keep=axes.keep, ndim=x.ndim)
     weight, bias = (a if a is None else a.reshape(axes.affine_shape) for a in (weight, bias))
     return dispatch.engine_of(x).normalize(x, axes, weight, bias, eps, center, given, None, None)
 
@@ -225,8 +230,11 @@ def _flat(states: Any) -> list[Moments]:
 
 
 def _part(states: Any, part: str) -> Array:
+    import numpy as np
+
     (state,) = _flat(states)
-    return getattr(state, part)
+    values = getattr(state, part)
+    return np.zeros(state.shape, np.int64) if values is None else values
 
 
 def _split(x: Array, axes: Axes) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
+from keepnorm import powers
 from keepnorm.axes import Axes
 from keepnorm.dispatch import dtype_name
 from keepnorm.engines import cells
@@ -182,7 +183,7 @@ def _measure(wide: Array, mask: Array | None, axes: Axes, eps: float, ranges: bo
     if ranges:
         # The deviations of a constant are 0 in any unit, and 1 is the one in which eps stays as it is.
         size = cells.largest(least, most, xp)
-        unit = cells.unit(xp.where(least == most, xp.ones_like(size), size), eps**0.5, xp)
+        unit = powers.unit(xp.where(least == most, xp.ones_like(size), size), eps**0.5, xp)
         wide, least = wide * unit, least * unit
     shift = cells.member(least, xp)
     if axes.count == 0:
@@ -206,14 +207,16 @@ def _measure(wide: Array, mask: Array | None, axes: Axes, eps: float, ranges: bo
 
 def _handed_out(state: _State, x: Array, axes: Axes, xp: Any) -> Moments:
     """The state as Moments, in units of x."""
-    count, unit, *parts = state
+    count, unit, shift, delta, m2 = state
+    exponent = None
     if unit is not None:
-        back = 1 / unit
-        parts = [parts[0] * back, parts[1] * back, parts[2] * back * back]
+        shift, delta = shift / unit, delta / unit
+        exponent = xp.reshape(powers.exponent_of(unit, xp), axes.kept_shape)
     if hasattr(count, "dtype"):
         count = xp.reshape(count, axes.kept_shape)
-    shift, delta, m2 = (xp.reshape(part, axes.kept_shape) for part in parts)
-    return Moments(count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype)))
+    shift, delta, m2 = (xp.reshape(part, axes.kept_shape) for part in (shift, delta, m2))
+    known: dict[str, Any] = {"keep": axes.keep, "ndim": len(axes.shape), "dtype": moments_name(dtype_name(x.dtype))}
+    return Moments(count, shift, delta, m2, exponent=exponent, **known)
 
 
 def _step(
@@ -221,17 +224,19 @@ def _step(
 ) -> _Step:
     """How to normalise: by given moments, by those of x, or without `center` by its mean square."""
     if moments is not None:
-        var = cells.variance(moments)
+        unit, given = cells.in_unit(moments, eps)
+        var = cells.variance(given)
         if not center:
-            var = var + (moments.shift + moments.delta) ** 2
-        shift, delta, var = (_own(part, wide, axes, xp) for part in (moments.shift, moments.delta, var))
-        rstd = cells.reciprocal(var, eps, xp)
-        return _Step(None, shift, delta, rstd) if center else _Step(None, None, None, rstd)
+            var = var + (given.shift + given.delta) ** 2
+        shift, delta, var = (_own(part, wide, axes, xp) for part in (given.shift, given.delta, var))
+        unit = None if unit is None else _own(unit, wide, axes, xp)
+        rstd = cells.reciprocal(var, _in_unit(eps, unit), xp)
+        return _Step(unit, shift, delta, rstd) if center else _Step(unit, None, None, rstd)
     if center:
         return _own_step(_measure(wide, mask, axes, eps, _ranges(x, wide), xp), eps, xp)
     unit = None
     if _ranges(x, wide):
-        unit = cells.unit(cells.largest(*cells.extremes(wide, mask, axes, xp), xp), eps**0.5, xp)
+        unit = powers.unit(cells.largest(*cells.extremes(wide, mask, axes, xp), xp), eps**0.5, xp)
         wide = wide * unit
     seen = wide if mask is None else xp.where(mask, wide, xp.zeros_like(wide))
     square = cells.divide(cells.total(seen * seen, axes.reduce, xp), cells.number(mask, axes, xp), xp)

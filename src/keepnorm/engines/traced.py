@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from keepnorm import powers
 from keepnorm.axes import Axes
 from keepnorm.dispatch import dtype_name
 from keepnorm.engines import cells, pairs
@@ -156,7 +157,7 @@ def _measured(
     if center:
         # The deviations of a constant are 0 in any unit, and 1 is the one in which eps stays as it is.
         size = jnp.where((least == most) & (low is None), 1, size)
-    unit = cells.unit(size, eps**0.5, jnp)
+    unit = powers.unit(size, eps**0.5, jnp)
     count = cells.number(mask, axes, jnp)
     high, low = high * unit, low if low is None else low * unit
     rough = None
@@ -170,30 +171,34 @@ def _measured(
 
 def _handed_out(unit: Array, rough: Any, delta: Pair, var: Pair, x: Array, axes: Axes, mask: Array | None) -> Moments:
     """A state as Moments, in units of x."""
-    count, back = cells.number(mask, axes, jnp), 1 / unit
-    m2 = pairs.times(var, pairs.as_pair(count))[0]
-    parts = (jnp.reshape(part, axes.kept_shape) for part in (rough * back, delta[0] * back, m2 * back * back))
+    count = cells.number(mask, axes, jnp)
+    m2, exponent = pairs.times(var, pairs.as_pair(count))[0], powers.exponent_of(unit, jnp)
+    shift, delta, m2, exponent = (jnp.reshape(a, axes.kept_shape) for a in (rough / unit, delta[0] / unit, m2, exponent))
     count = count if isinstance(count, int) else jnp.reshape(count, axes.kept_shape)
-    return Moments(count, *parts, keep=axes.keep, ndim=len(axes.shape), dtype=moments_name(dtype_name(x.dtype)))
+    known: dict[str, Any] = {"keep": axes.keep, "ndim": len(axes.shape), "dtype": moments_name(dtype_name(x.dtype))}
+    return Moments(count, shift, delta, m2, exponent=exponent, **known)
 
 
 def _given_step(axes: Axes, eps: float, center: bool, moments: Moments) -> _Step:
-    shift, delta, var = moments.shift, moments.delta, cells.variance(moments)
+    unit, given = cells.in_unit(moments, eps)
+    shift, delta, var = given.shift, given.delta, cells.variance(given)
     if not center:
         var = var + (shift + delta) ** 2
+    unit = jnp.ones((), jnp.float32) if unit is None else unit.reshape(axes.broadcast_shape)
     shift, delta, var = (a.reshape(axes.broadcast_shape) for a in (shift, delta, var))
     if isinstance(var, np.ndarray):
         # A state of NumPy's has float64, of which pairs keep nearly all.
-        rstd = pairs.split(cells.reciprocal(var, eps, np))
+        rstd = pairs.split(cells.reciprocal(var, eps * unit * unit, np))
         rough = shift.astype(np.float32)
         delta = pairs.split((shift - rough) + delta)
     else:
-        rstd = pairs.reciprocal((), (var, jnp.zeros_like(var)), pairs.split(eps))
+        high, low = pairs.split(eps)
+        rstd = pairs.reciprocal((), (var, jnp.zeros_like(var)), (high * unit * unit, low * unit * unit))
         rough, delta = shift, (delta, jnp.zeros_like(delta))
     # In the unit of the deviation, a difference overflows only where the result does.
-    scale = cells.unit(cells.constant(jnp.asarray(rstd[0])), 0.0, jnp)
+    scale = powers.unit(cells.constant(jnp.asarray(rstd[0])), 0.0, jnp)
     rstd, delta = ((a * s, b * s) for (a, b), s in ((rstd, scale), (delta, 1 / scale)))
-    return _Step(1 / scale, rough / scale if center else None, delta, rstd)
+    return _Step(unit / scale, rough / scale if center else None, delta, rstd)
 
 
 def _own_step(unit: Array, rough: Array | None, delta: Pair, var: Pair, eps: float) -> _Step:
