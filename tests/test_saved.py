@@ -80,7 +80,7 @@ def test_a_batch_norm_comes_back_from_every_format(rng, way, kind):
         ({"count": float("nan")}, "count must be a whole number; got nan"),
         ({"count": [1, -2]}, "count must be between 0 and .*; got -2"),
         ({"count": [1.5, 2.0]}, "count must hold whole numbers"),
-        ({"count": [1, 2**63]}, "count must be between"),
+        ({"count": [1, 2**63]}, "count must (be between|hold whole numbers)"),
         ({"count": [1, 2, 3]}, r"count must have shape \(2,\); got \(3,\)"),
         ({"count": "six"}, "count must be a whole number; got 'six'"),
         ({"ndim": -3}, "ndim must be at least 0; got -3"),
@@ -133,5 +133,5 @@ def test_a_batch_norm_of_nonsense_is_refused_by_name(rng, change, message):
 
 def test_what_is_no_state_is_refused():
     for kind in (kn.Moments, kn.BatchNorm):
-        with pytest.raises(TypeError, match=r"a saved state must be a mapping.*got .*list"):
+        with pytest.raises(TypeError, match=r"a saved state must be a mapping.*got .*1, 2"):
             kind.from_dict([1, 2])

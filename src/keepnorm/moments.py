@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Never, Self
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_jax_array
 
 from keepnorm import labels, saved
 from keepnorm.axes import as_ints, normal, out_of_order, refuse_order
@@ -414,7 +414,7 @@ def in_order(state: Moments, wanted: CellLabels, keep: tuple[int, ...], ndim: in
     if state.labels is None:
         return state
     order = state.labels.order(wanted, "moments")
-    coords = {name: c for name, c in state.labels.coords.items() if not c.dims}
+    coords = {name: c for name, c in state.labels.coords.items() if not c.dims or name in wanted.dims}
     there = CellLabels(wanted.dims, coords | {d: wanted.coords[d] for d in wanted.dims if d in wanted.coords})
     return _with_each(state, order.apply).replaced(keep=keep, ndim=ndim, labels=there)
 
@@ -457,7 +457,8 @@ def _total(a: Any, b: Any) -> Any:
 def _whole(count: Array) -> Array:
     """Counts of any whole dtype in int64, where the library has it, so that their sums are right."""
     xp = array_namespace(count)
-    return xp.astype(count, xp.int64) if "int" in str(count.dtype) and hasattr(xp, "int64") else count
+    widest = int if is_jax_array(count) else getattr(xp, "int64", count.dtype)
+    return xp.astype(count, widest) if "int" in str(count.dtype) else count
 
 
 def _merge_at_any_size(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array, Array | None]:
@@ -521,7 +522,8 @@ def _as_array(values: Any) -> Array:
 
 def _widen(values: Array, xp: Any) -> Array:
     """In float64 where the library has it (JAX without x64 has not)."""
-    return xp.astype(values, getattr(xp, "float64", values.dtype))
+    # JAX takes Python's float for the widest that it has, and warns of float64 where it has none.
+    return xp.astype(values, float if is_jax_array(values) else getattr(xp, "float64", values.dtype))
 
 
 def _real(count: Any, like: Array, xp: Any) -> Array:
