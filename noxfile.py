@@ -49,6 +49,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def files(session: nox.Session) -> None:
+    """The statistics of files, with every library that reads them."""
+    install(session, "test", extras="all")
+    pytest(session, "tests/test_files.py", "tests/test_cli.py")
+
+
+@nox.session
 def oldest(session: nox.Session) -> None:
     """The kernels on the oldest versions of the dependencies that pyproject.toml admits."""
     if sys.version_info >= (3, 14):

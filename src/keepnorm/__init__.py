@@ -19,12 +19,13 @@ from keepnorm.accumulator import Accumulator
 # Now, not at the first call: a signal handler in the middle of that would meet half a module.
 from keepnorm.engines import host as _host  # noqa: F401
 
-# Not later: importing the module keepnorm.explain would put it in the place of the function of that name.
+# explain and stats not later: importing the modules of these names would put those in the place of the functions.
 from keepnorm.explain import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from keepnorm.stats.dataset import stats
 
 if TYPE_CHECKING:
     from keepnorm import dialects, porting, renorm, sync
@@ -50,6 +51,7 @@ __all__ = [
     "porting",
     "renorm",
     "rms_norm",
+    "stats",
     "sync",
     "threads",
 ]

@@ -15,6 +15,7 @@ from keepnorm import plot
 from keepnorm.explain import explain
 from keepnorm.functional import moments
 from keepnorm.norms import batch_norm
+from keepnorm.stats.atomic import written
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +52,8 @@ def show(save: str, say: Callable[[str], object] = print) -> None:
     _moments(batch, photos, say)
     normalized = _speed(batch, say)
     _agreement(batch, photos, normalized, say)
-    plot.before_after(photos, normalized[: len(photos)]).savefig(save)
+    with written(save) as beside:
+        plot.before_after(photos, normalized[: len(photos)]).savefig(beside)
     say(f"\nBefore, after and the histograms of each channel: {Path(save).resolve()}")
 
 

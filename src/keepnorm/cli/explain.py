@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keepnorm.cli.words import read_keep, read_shape
+from keepnorm.stats.atomic import written
 
 
 def run(options: argparse.Namespace) -> None:
@@ -16,7 +17,8 @@ def run(options: argparse.Namespace) -> None:
     explanation = explain(read_shape(options.shape), read_keep(options.keep), affine=affine, **_sizes(options.size))
     print(explanation)
     if options.save:
-        explanation.plot().savefig(options.save)
+        with written(options.save) as beside:
+            explanation.plot().savefig(beside)
 
 
 def _sizes(texts: Sequence[str] | None) -> dict[str, int]:

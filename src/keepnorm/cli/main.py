@@ -5,52 +5,59 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from keepnorm.cli.streams import CODES, SIGNALS, Interrupted, guard, say, signals
+
 DESCRIPTION = "Say which axes you keep. Everything else is reduced."
 
 KEEP_HELP = "the axes that survive: 1, -1, 0,3, '' for none (one mean of everything), or a pattern such as 'n h w c -> c'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 2 for an input that cannot be taken, or 130 when interrupted."""
-    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
-    try:
-        options.run(options)
-    except (OSError, ValueError, TypeError, ModuleNotFoundError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"keepnorm: error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("keepnorm: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    """Run one command; the exit code is 0, 2 for an input that cannot be taken, or 130 or 143 when interrupted."""
+    guard()
+    with signals():
+        try:
+            options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+            if SIGNALS.number and not getattr(options, "checkpoint", None):
+                raise Interrupted(SIGNALS.number)
+            SIGNALS.polite = bool(getattr(options, "checkpoint", None))  # which is written before anything is read, too
+            return options.run(options) or 0
+        except (OSError, ValueError, TypeError, ModuleNotFoundError, MemoryError, RecursionError) as error:
+            say(f"keepnorm: error: {error if str(error).strip() else type(error).__name__}")
+            return 2
+        except Interrupted as stop:
+            if stop.code in CODES.values():
+                say("keepnorm: interrupted")
+            return stop.code
 
 
-def _face(name: str) -> Callable[[argparse.Namespace], None]:
-    """The command of that name, loaded when it is asked for."""
+def _face(module: str, command: str = "run") -> Callable[[argparse.Namespace], int | None]:
+    """A command, loaded when it is asked for."""
 
-    def run(options: argparse.Namespace) -> None:
-        import_module(f"keepnorm.cli.{name}").run(options)
+    def run(options: argparse.Namespace) -> int | None:
+        code: int | None = getattr(import_module(f"keepnorm.cli.{module}"), command)(options)
+        return code
 
     return run
 
 
 def _parser() -> argparse.ArgumentParser:
+    from keepnorm.cli import stats as faces  # not before signals are handled
+
     parser = argparse.ArgumentParser(prog="keepnorm", description=DESCRIPTION)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    stats = commands.add_parser(
-        "stats",
-        help="count, mean, variance and standard deviation of files, in bounded memory",
-        description="Moments of all the files together: .npy, .npz (one array: FILE.npz:NAME), .zarr, images and folders of "
-        "images. An image has the axes (1, height, width, channels), so --keep -1 is one mean for each channel.",
-    )
-    stats.add_argument("paths", nargs="+", metavar="PATH")
-    stats.add_argument("--keep", required=True, help=KEEP_HELP)
-    stats.add_argument(
-        "--json", action="store_true", help="one JSON object: count, mean, var, std, keep; null where not finite"
-    )
-    stats.add_argument("--quiet", action="store_true", help="no progress bar")
+    stats = commands.add_parser("stats", help="count, mean, variance and standard deviation of files, in bounded memory")
+    faces.arguments(stats, KEEP_HELP)
     stats.set_defaults(run=_face("stats"))
+
+    merge = commands.add_parser("merge", help="the states that stats --save wrote, of shards, become one")
+    merge.add_argument("paths", nargs="+", metavar="FILE", help=".npz or .json")
+    faces.printing(merge)
+    merge.set_defaults(run=_face("stats", "merge"))
+
+    warmup = commands.add_parser("warmup", help="compile ahead what the statistics of files need")
+    warmup.set_defaults(run=_face("stats", "warmup"))
 
     explain = commands.add_parser("explain", help="what is kept, what is reduced, and the same call in each framework")
     explain.add_argument("shape", metavar="SHAPE", help="sizes, such as 32,3,224,224")
@@ -73,7 +80,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     """Tie the axes to their option: argparse takes the ``-2,-1`` of ``--keep -2,-1`` for an option of its own."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] in ("--keep", "--affine"):
+        if joined and joined[-1] in ("--keep", "--affine", "--nodata"):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
