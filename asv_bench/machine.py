@@ -39,7 +39,7 @@ def our_threads() -> AbstractContextManager[None]:
 
 def our_thread_count() -> int:
     """How many threads keepnorm uses for a large array, called now."""
-    from keepnorm.kernels import threads
+    from keepnorm.kernels.jit import threads
 
     return threads.available()
 
@@ -74,7 +74,7 @@ def description() -> dict[str, Any]:
     """The processor by its model, counts and versions; no names of hosts, users or folders."""
     import numba
 
-    from keepnorm.kernels import threads
+    from keepnorm.kernels.jit import threads
 
     return {
         "processor": _processor(),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm import dispatch
+from keepnorm.engines import dispatch
 from keepnorm.precision import moments_name, result_name
 from tests import oracle
 from tests.backends import BACKENDS, CALLS, NAMES, SHAPES, kind, operands

@@ -5,7 +5,7 @@ import pytest
 
 import keepnorm as kn
 from keepnorm import plan
-from keepnorm.engines import memory
+from keepnorm.engines.host import memory
 from tests.layouts import layouts
 
 # Large enough that several threads take part, in every family of kernels; small enough to be quick.
@@ -83,7 +83,7 @@ def test_of_a_cell_do_not_depend_on_a_neighbour_far_from_zero(dtype, lanes):
     w, b = np.linspace(-2, 3, lanes), np.linspace(-1, 1, lanes)
     near = kn.normalize(x, 1, w, b)
     far = x.copy()
-    far[:, 1] = 60000 if dtype is np.float16 else 2**30  # its mean stays out of the shift: see kernels/affine.py
+    far[:, 1] = 60000 if dtype is np.float16 else 2**30  # its mean stays out of the shift: see kernels/cpu/affine.py
     y = kn.normalize(far, 1, w, b)
     assert (np.delete(y, 1, 1) == np.delete(near, 1, 1)).all()
     assert (y[:, 1] == y.dtype.type(b[1])).all()

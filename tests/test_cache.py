@@ -10,11 +10,11 @@ import pytest
 
 import keepnorm as kn
 from keepnorm.axes import resolve
-from keepnorm.engines.memory import plain, walk
-from keepnorm.kernels import cache, launch
-from keepnorm.kernels.compile import object_code
-from keepnorm.kernels.layout import RANKS, layout_of
-from keepnorm.kernels.scalars import CHUNK, ROWS
+from keepnorm.engines.host.memory import plain, walk
+from keepnorm.kernels.cpu.scalars import CHUNK, ROWS
+from keepnorm.kernels.jit import cache, launch
+from keepnorm.kernels.jit.compile import object_code
+from keepnorm.kernels.jit.signature import RANKS, layout_of
 
 # A first call with every warning an error, and whether anything was compiled for it: Numba is loaded for nothing else.
 CALL = """
@@ -33,13 +33,13 @@ TABLES = ((TABLE, 1), (TABLE, 2), (TABLE, 2), (DOUBLE, 3), (DOUBLE, 2))
 FORWARD = ((X, 1), (X, 1), *TABLES, (X, 1), (X, 1), float, bool)
 BACKWARD = ((X, 1), (X, 1), (X, 1), *TABLES, (DOUBLE, 2), (DOUBLE, 1), (DOUBLE, 2), (DOUBLE, 2), float, bool, bool, bool)
 LAYOUTS = {
-    "runs": FORWARD,
-    "lanes": FORWARD,
-    "own_runs": FORWARD,
-    "own_lanes": FORWARD,
+    "rows": FORWARD,
+    "columns": FORWARD,
+    "rows_elementwise": FORWARD,
+    "columns_elementwise": FORWARD,
     "masked": ((X, 1), (np.dtype(np.uint8), 1), *TABLES),
-    "runs_backward": BACKWARD,
-    "lanes_backward": BACKWARD,
+    "rows_backward": BACKWARD,
+    "columns_backward": BACKWARD,
 }
 
 
@@ -85,7 +85,7 @@ class TestFolderThatCannotBeWritten:
             tmp_path.chmod(stat.S_IRWXU)
 
     def test_a_folder_that_vanishes_after_the_import(self, run_python, tmp_path):
-        vanish = "from keepnorm.kernels import folder\nimport shutil; folder.find(); shutil.rmtree(sys.argv[1])\nx ="
+        vanish = "from keepnorm.kernels.jit import folder\nimport shutil; folder.find(); shutil.rmtree(sys.argv[1])\nx ="
         run_python(CALL.replace("x =", vanish, 1), tmp_path / "cache", env={"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
 
     def test_a_disk_that_is_full(self, run_python, tmp_path):
@@ -127,7 +127,7 @@ def test_entries_that_are_damaged_are_compiled_anew(run_python, warm, tmp_path, 
 
 def test_a_process_with_another_processor_compiles_anew(run_python, warm):
     """An entry for this processor could end the process on another one."""
-    code = "from keepnorm.kernels import native\nnative.processor = lambda: 'another'\n" + CALL
+    code = "from keepnorm.kernels.jit import link as native\nnative.processor = lambda: 'another'\n" + CALL
     assert int(run_python(code, env={"NUMBA_CACHE_DIR": str(warm)})) == 1
 
 
@@ -215,7 +215,7 @@ class TestEntry:
     def test_no_memory(self, call):
         def greedy(arguments):
             arguments[2] = arguments[2].copy()
-            arguments[2][CHUNK if call.steps.family == "lanes" else ROWS] = 2**44
+            arguments[2][CHUNK if call.steps.family == "columns" else ROWS] = 2**44
             return arguments
 
         with pytest.raises(MemoryError):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import keepnorm
-from keepnorm.kernels import cache, compile, folder
-from keepnorm.kernels.layout import RANKS
+from keepnorm.kernels.jit import cache, compile, folder
+from keepnorm.kernels.jit.signature import RANKS
 from tests.test_cache import CALL
 
 pwd = pytest.importorskip("pwd", reason="POSIX")
@@ -227,7 +227,7 @@ def test_doctor_tells_why_there_is_no_folder(run_python, tmp_path):
 CHANGE = """
 import sys
 from pathlib import Path
-from keepnorm.kernels import cache
+from keepnorm.kernels.jit import cache
 root = Path(sys.argv[1])
 def stamp():
     cache.stamp.cache_clear()

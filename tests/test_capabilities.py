@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keepnorm import capabilities, dispatch
+from keepnorm import capabilities
+from keepnorm.engines import dispatch
 from tests.backends import BACKENDS, NAMES, kind
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.engines import results
+from keepnorm.engines.host import pool
 from tests import oracle
 from tests.tolerance import assert_moments, assert_output
 
@@ -118,17 +118,17 @@ def test_an_unknown_shape_is_told_what_to_call(rng):
 
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
 def test_one_thread_for_each_chunk(rng, monkeypatch, scheduler):
-    from keepnorm.kernels import threads
+    from keepnorm.kernels.jit import threads
 
     counts = set()
-    monkeypatch.setattr("keepnorm.engines.host.threads_for", lambda *_: (counts.add(threads.available()), 1)[1])
+    monkeypatch.setattr("keepnorm.engines.host.engine.threads_for", lambda *_: (counts.add(threads.available()), 1)[1])
     _, lazy, _ = operands(rng)
     now(kn.normalize(lazy, 1), scheduler)
     assert counts == {1}
 
 
 def test_a_chunk_is_not_copied(monkeypatch):
-    monkeypatch.setattr(results, "LARGE", 1 << 30)  # what is kept for large results nobody sees
+    monkeypatch.setattr(pool, "LARGE", 1 << 30)  # what is kept for large results nobody sees
     x = np.ones((64, 256, 256), np.float32)
     out, m = np.empty_like(x), kn.moments(x, 1)
     y = kn.normalize(da.from_array(x, chunks=x.shape), 1, moments=m)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.explain import explain
+from keepnorm.explain.explanation import explain
 
 # name: shape, keep, affine, sizes, and what the normalisation is called
 CASES = {

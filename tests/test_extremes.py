@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.engines import host, pieces
+from keepnorm.engines import pieces
+from keepnorm.engines.host import engine as host
 from tests import oracle
 from tests.tolerance import assert_within, state
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.kernels.traffic import AHEAD
+from keepnorm.kernels.cpu.prefetch import AHEAD
 from keepnorm.machine import is_serial
 from tests import oracle
 from tests.layouts import LAYOUTS, layouts

@@ -7,7 +7,8 @@ import pytest
 
 import keepnorm as kn
 from keepnorm import machine, plan, validate
-from keepnorm.engines import host, memory
+from keepnorm.engines.host import engine as host
+from keepnorm.engines.host import memory
 from keepnorm.machine import SERIAL, is_serial
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import keepnorm as kn
-from keepnorm.kernels.traffic import AHEAD
+from keepnorm.kernels.cpu.prefetch import AHEAD
 from tests import oracle
 from tests.tolerance import assert_moments, assert_output, assert_within, state, ulp
 
@@ -94,7 +94,7 @@ def test_the_kernels_merge_with_the_same_formula(rng):
     """One merge serves blocks, batches and ranks: bit by bit, infinities and empty cells included."""
     from numba import njit
 
-    from keepnorm.kernels.scalars import DELTA, M2, K, N, merge_state
+    from keepnorm.kernels.cpu.scalars import DELTA, M2, K, N, merge_state
 
     @njit
     def merge_all(a, b):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import keepnorm as kn
 from keepnorm.axes import resolve
-from keepnorm.engines.memory import parameters_for, walk
+from keepnorm.engines.host.memory import parameters_for, walk
 from keepnorm.places import distinct
 from tests.layouts import LAYOUTS
 

@@ -6,8 +6,8 @@ import pytest
 from numba import njit
 
 import keepnorm as kn
-from keepnorm.kernels import own
-from keepnorm.kernels.own_runs import LONG
+from keepnorm.kernels.cpu import affine_elementwise
+from keepnorm.kernels.cpu.rows_elementwise import LONG
 from keepnorm.kernels.records import BFLOAT16, FLOAT16
 from tests.tolerance import ulp
 
@@ -113,7 +113,7 @@ def test_a_bias_that_cancels_the_rest_of_halves_is_added_in_float64(dtype, order
 
 @njit
 def parts_of(x, mean, scale):
-    return own.float32_parts(x, mean, scale)
+    return affine_elementwise.float32_parts(x, mean, scale)
 
 
 @pytest.mark.parametrize("x", [np.zeros(1, "f4"), np.zeros(1, FLOAT16), np.zeros(1, BFLOAT16)], ids=lambda x: str(x.dtype))

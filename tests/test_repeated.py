@@ -11,8 +11,9 @@ import pytest
 
 import keepnorm as kn
 from keepnorm import validate
-from keepnorm.engines import host, memory, ready
-from keepnorm.kernels.threads import layer
+from keepnorm.engines.host import engine as host
+from keepnorm.engines.host import fast_path, memory
+from keepnorm.kernels.jit.threads import layer
 
 SHAPE = (6, 20, 8)
 HALVES = [np.float16, ml_dtypes.bfloat16]
@@ -122,12 +123,12 @@ def served(monkeypatch):
     def counted(*arguments):
         run = prepare(*arguments)
 
-        def ready(*given):
+        def fast_path(*given):
             y = run(*given)
             calls.append(y is not None)
             return y
 
-        return ready
+        return fast_path
 
     monkeypatch.setattr(host, "prepare", counted)
     return calls
@@ -262,7 +263,7 @@ def test_states_that_are_kept_have_room_for_every_cell(cells, served):
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_parameters_beyond_the_shared_ones_are_made_for_each_call(name, served, monkeypatch):
     monkeypatch.setattr(memory, "SHARED", 12)
-    monkeypatch.setattr(ready, "SHARED", 12)
+    monkeypatch.setattr(fast_path, "SHARED", 12)
     monkeypatch.setattr(memory, "_beginnings", dict(memory._beginnings) | {1.0: memory.UNIT[0], 0.0: memory.UNIT[1]})
     test_a_missing_parameter_is_remembered_as_ones_or_zeros(name, served)
     assert [a.size for a in memory._beginnings.values()] == [1, 1]

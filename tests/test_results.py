@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.engines import results
+from keepnorm.engines.host import pool
 
 SINGLE = np.dtype("f4")
 pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="the system has no memory that is free and kept")
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="the syst
 @pytest.fixture(autouse=True)
 def none_kept(monkeypatch):
     """Small results count as large, and nothing is kept from other tests."""
-    monkeypatch.setattr(results, "LARGE", 4096)
-    monkeypatch.setattr(results, "WARM", 1 << 27)
+    monkeypatch.setattr(pool, "LARGE", 4096)
+    monkeypatch.setattr(pool, "WARM", 1 << 27)
     forget()
     yield
     gc.collect()
@@ -29,8 +29,8 @@ def none_kept(monkeypatch):
 
 
 def forget():
-    results._warm.clear()
-    results._kept.clear()
+    pool._warm.clear()
+    pool._kept.clear()
 
 
 def places_of(pieces):
@@ -67,106 +67,106 @@ LAYOUTS = [
 @pytest.mark.parametrize("dtype", [SINGLE, np.dtype("f8"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)])
 def test_shape_strides_and_dtype_are_those_of_numpy(layout, dtype):
     x = layout(large())
-    got, right = results.empty_like(x, dtype), np.empty_like(x, dtype)
+    got, right = pool.empty_like(x, dtype), np.empty_like(x, dtype)
     assert (got.shape, got.strides, got.dtype) == (right.shape, right.strides, right.dtype)
     assert got.flags.writeable
     assert got.flags.aligned
 
 
 def test_free_memory_is_used_again_and_not_before():
-    y = results.empty_like(large(), SINGLE)
+    y = pool.empty_like(large(), SINGLE)
     first = address(y)
     view = y[3:, ::2]
     assert not y.flags.owndata
     del y
-    assert address(results.empty_like(large(), SINGLE)) != first
+    assert address(pool.empty_like(large(), SINGLE)) != first
     del view
-    assert address(results.empty_like(large(), SINGLE)) == first
+    assert address(pool.empty_like(large(), SINGLE)) == first
 
 
 def test_the_most_recently_freed_goes_first():
-    every = [results.empty_like(large(), SINGLE) for _ in range(3)]
+    every = [pool.empty_like(large(), SINGLE) for _ in range(3)]
     places = [address(y) for y in every]
     for number in (1, 0, 2):
         every[number] = None
-    again = [results.empty_like(large(), SINGLE) for _ in range(3)]
+    again = [pool.empty_like(large(), SINGLE) for _ in range(3)]
     assert [address(y) for y in again] == [places[2], places[0], places[1]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:6])
 def test_every_dense_layout_has_it(layout):
-    assert not results.empty_like(layout(large()), SINGLE).flags.owndata
+    assert not pool.empty_like(layout(large()), SINGLE).flags.owndata
 
 
 def test_a_piece_belongs_to_one():
-    y = results.empty_like(large(), SINGLE)
+    y = pool.empty_like(large(), SINGLE)
     del y
-    (piece,) = results._warm
-    assert results._take(piece, results._warm)
-    assert not results._take(piece, results._warm)
+    (piece,) = pool._warm
+    assert pool._take(piece, pool._warm)
+    assert not pool._take(piece, pool._warm)
 
 
 @pytest.mark.parametrize("hold", [memoryview, np.from_dlpack, lambda a: a.reshape(-1).view("u1")])
 def test_whoever_holds_it_keeps_it(hold):
-    y = results.empty_like(large(), SINGLE)
+    y = pool.empty_like(large(), SINGLE)
     y[...] = 7
     held = hold(y)
     del y
-    others = [results.empty_like(large(), SINGLE) for _ in range(3)]
+    others = [pool.empty_like(large(), SINGLE) for _ in range(3)]
     for other in others:
         other[...] = 1
     assert np.all(np.asarray(held).view(np.float32) == 7)
 
 
 def test_two_results_share_nothing():
-    every = [results.empty_like(large(), SINGLE) for _ in range(5)]
+    every = [pool.empty_like(large(), SINGLE) for _ in range(5)]
     assert not any(np.shares_memory(a, b) for i, a in enumerate(every) for b in every[:i])
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(results, "WARM", 2 << 21)
-    monkeypatch.setattr(results, "KEPT", 3 << 21)
-    every = [results.empty_like(large(), SINGLE) for _ in range(7)]
+    monkeypatch.setattr(pool, "WARM", 2 << 21)
+    monkeypatch.setattr(pool, "KEPT", 3 << 21)
+    every = [pool.empty_like(large(), SINGLE) for _ in range(7)]
     places = [address(y) for y in every]
     while every:
         del every[0]
-    assert places_of(results._warm) == places[5:], "the last stay as they are"
-    assert places_of(results._kept) == places[2:5], "the oldest go"
-    huge = results.empty_like(np.empty(1 << 21, np.float32), SINGLE)
+    assert places_of(pool._warm) == places[5:], "the last stay as they are"
+    assert places_of(pool._kept) == places[2:5], "the oldest go"
+    huge = pool.empty_like(np.empty(1 << 21, np.float32), SINGLE)
     del huge
-    assert places_of(results._warm + results._kept) == places[5:] + places[2:5], "too large to be kept"
-    again = [results.empty_like(large(), SINGLE) for _ in range(5)]
+    assert places_of(pool._warm + pool._kept) == places[5:] + places[2:5], "too large to be kept"
+    again = [pool.empty_like(large(), SINGLE) for _ in range(5)]
     assert [address(y) for y in again] == [places[n] for n in (6, 5, 4, 3, 2)]
 
 
 def test_a_piece_larger_than_what_stays_is_marked(monkeypatch):
-    monkeypatch.setattr(results, "WARM", 1 << 21)
-    y = results.empty_like(np.empty(1 << 20, np.float32), SINGLE)
+    monkeypatch.setattr(pool, "WARM", 1 << 21)
+    y = pool.empty_like(np.empty(1 << 20, np.float32), SINGLE)
     del y
-    assert (len(results._warm), len(results._kept)) == (0, 1)
+    assert (len(pool._warm), len(pool._kept)) == (0, 1)
 
 
 def test_what_stays_keeps_its_values():
     """It is not marked as free, so that its pages need not be cleared again."""
-    y = results.empty_like(large(), SINGLE)
+    y = pool.empty_like(large(), SINGLE)
     y[...] = 7
     del y
-    assert np.all(results.empty_like(large(), SINGLE) == 7)
+    assert np.all(pool.empty_like(large(), SINGLE) == 7)
 
 
 def test_much_smaller_results_leave_it_alone():
-    wide = results.empty_like(np.empty(38 << 18, np.float32), SINGLE)
+    wide = pool.empty_like(np.empty(38 << 18, np.float32), SINGLE)
     first = address(wide)
     del wide
-    assert address(results.empty_like(np.empty(32 << 18, np.float32), SINGLE)) != first
-    assert address(results.empty_like(np.empty(34 << 18, np.float32), SINGLE)) == first
+    assert address(pool.empty_like(np.empty(32 << 18, np.float32), SINGLE)) != first
+    assert address(pool.empty_like(np.empty(34 << 18, np.float32), SINGLE)) == first
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_is_kept_is_free_for_the_system():
     code = """
 import numpy as np
-from keepnorm.engines import results
+from keepnorm.engines.host import pool as results
 y = results.empty_like(np.empty(1 << 26, np.float32), np.dtype("f4"))
 y[...] = 1
 del y
@@ -182,7 +182,7 @@ def test_many_threads_keep_their_values():
 
     def work(number):
         for _ in range(200):
-            y = results.empty_like(large(), SINGLE)
+            y = pool.empty_like(large(), SINGLE)
             y[...] = number
             if not np.all(y == number):
                 wrong.append(number)
@@ -198,7 +198,7 @@ def test_many_threads_keep_their_values():
 def test_the_interpreter_ends_quietly():
     code = """
 import numpy as np, keepnorm as kn
-from keepnorm.engines import results
+from keepnorm.engines.host import pool as results
 y = kn.normalize(np.ones((1 << 16, 129), np.float32), 1)
 assert not y.flags.owndata
 import sys
@@ -212,8 +212,8 @@ def test_where_the_system_has_none_numpy_has(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no memory of this kind")
 
-    monkeypatch.setattr(results.mmap, "mmap", refuse)
-    assert results.empty_like(large(), SINGLE).flags.owndata
+    monkeypatch.setattr(pool.mmap, "mmap", refuse)
+    assert pool.empty_like(large(), SINGLE).flags.owndata
 
 
 def refusing(advice):
@@ -229,32 +229,32 @@ def refusing(advice):
 
 
 def test_memory_that_cannot_be_marked_is_not_kept(monkeypatch):
-    monkeypatch.setattr(results, "WARM", 0)
-    monkeypatch.setattr(results.mmap, "mmap", refusing(mmap.MADV_FREE))
-    y = results.empty_like(large(), SINGLE)
+    monkeypatch.setattr(pool, "WARM", 0)
+    monkeypatch.setattr(pool.mmap, "mmap", refusing(mmap.MADV_FREE))
+    y = pool.empty_like(large(), SINGLE)
     assert not y.flags.owndata
     del y
-    assert not results._warm + results._kept
+    assert not pool._warm + pool._kept
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no advice for huge pages")
 def test_without_huge_pages_memory_is_kept(monkeypatch):
-    monkeypatch.setattr(results.mmap, "mmap", refusing(mmap.MADV_HUGEPAGE))
-    y = results.empty_like(large(), SINGLE)
+    monkeypatch.setattr(pool.mmap, "mmap", refusing(mmap.MADV_HUGEPAGE))
+    y = pool.empty_like(large(), SINGLE)
     del y
-    assert len(results._warm) == 1
+    assert len(pool._warm) == 1
 
 
 def test_a_result_outlives_the_module(monkeypatch):
-    y = results.empty_like(large(), SINGLE)
-    monkeypatch.setattr(results, "_keep", None)
+    y = pool.empty_like(large(), SINGLE)
+    monkeypatch.setattr(pool, "_keep", None)
     del y
-    assert not results._warm + results._kept
+    assert not pool._warm + pool._kept
 
 
 def test_large_results_come_from_it(monkeypatch):
     monkeypatch.undo()
-    x = np.random.default_rng(0).standard_normal((results.LARGE // 400 + 1, 100), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((pool.LARGE // 400 + 1, 100), dtype=np.float32)
     y, vjp = kn.normalize_vjp(x, 1)
     right, first = y[:100].copy(), address(y)
     dx = vjp(x).x

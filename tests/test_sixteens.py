@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from numba import njit
 
-from keepnorm.kernels import sixteens
+from keepnorm.kernels.cpu import simd_single
 from tests.test_vector import name, page_before_a_wall, raw
 
-COUNT, BOTH = sixteens.COUNT, sixteens.BOTH
+COUNT, BOTH = simd_single.COUNT, simd_single.BOTH
 HALVES = [np.float16, ml_dtypes.bfloat16]
 
 
 @njit
 def copy(x, y, past):
-    zero, one = sixteens.fill(np.float32(0.0)), sixteens.fill(np.float32(1.0))
-    minus = sixteens.fill(np.float32(-0.0))
+    zero, one = simd_single.fill(np.float32(0.0)), simd_single.fill(np.float32(1.0))
+    minus = simd_single.fill(np.float32(-0.0))
     for i in range(0, x.size // 2, COUNT):
-        sixteens.write(y, 0, i, sixteens.moved(sixteens.load(x, 0, i), zero, one, minus), past)
+        simd_single.write(y, 0, i, simd_single.moved(simd_single.load(x, 0, i), zero, one, minus), past)
     for i in range(x.size // 2, x.size, BOTH):
-        both = sixteens.moved_both(sixteens.load_both(x, 0, i), zero, one, minus)
-        sixteens.write_both(y, 0, i, both, past)
+        both = simd_single.moved_both(simd_single.load_both(x, 0, i), zero, one, minus)
+        simd_single.write_both(y, 0, i, both, past)
 
 
 def every(dtype):
@@ -53,14 +53,14 @@ def test_every_half_comes_back(dtype, past):
 
 @njit
 def add(x, rest, y):
-    zero, one = sixteens.fill(np.float32(0.0)), sixteens.fill(np.float32(1.0))
+    zero, one = simd_single.fill(np.float32(0.0)), simd_single.fill(np.float32(1.0))
     half = y.size // 2
     for i in range(0, half, COUNT):
-        given = sixteens.load(rest, 0, i)
-        sixteens.write(y, 0, i, sixteens.moved(sixteens.load(x, 0, i), zero, one, given), False)
+        given = simd_single.load(rest, 0, i)
+        simd_single.write(y, 0, i, simd_single.moved(simd_single.load(x, 0, i), zero, one, given), False)
     for i in range(half, y.size, BOTH):
-        given = sixteens.fill(rest[i])
-        sixteens.write_both(y, 0, i, sixteens.moved_both(sixteens.load_both(x, 0, i), zero, one, given), False)
+        given = simd_single.fill(rest[i])
+        simd_single.write_both(y, 0, i, simd_single.moved_both(simd_single.load_both(x, 0, i), zero, one, given), False)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
@@ -82,8 +82,8 @@ def test_results_are_the_nearest_halves_and_ties_go_to_the_even_one(dtype):
 
 @njit
 def first_ones(x, at, y, to, n):
-    zero, one = sixteens.fill(np.float32(0.0)), sixteens.fill(np.float32(1.0))
-    sixteens.save_first(y, to - 1, 1, n, sixteens.moved(sixteens.load_first(x, at, 0, n), zero, one, zero))
+    zero, one = simd_single.fill(np.float32(0.0)), simd_single.fill(np.float32(1.0))
+    simd_single.save_first(y, to - 1, 1, n, simd_single.moved(simd_single.load_first(x, at, 0, n), zero, one, zero))
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="mprotect is POSIX")
@@ -102,10 +102,10 @@ def test_the_end_of_an_array_is_the_end(dtype):
 
 @njit
 def largest_magnitude(values):
-    most = sixteens.fill(np.float32(0.0))
+    most = simd_single.fill(np.float32(0.0))
     for i in range(0, values.size, COUNT):
-        most = sixteens.larger(sixteens.load_first(values, 0, i, min(COUNT, values.size - i)), most)
-    return sixteens.largest(most)
+        most = simd_single.larger(simd_single.load_first(values, 0, i, min(COUNT, values.size - i)), most)
+    return simd_single.largest(most)
 
 
 def test_the_largest_magnitude_is_found_in_every_place_and_nan_is_above_all():
@@ -121,7 +121,7 @@ def test_the_largest_magnitude_is_found_in_every_place_and_nan_is_above_all():
 
 @njit
 def copy_first(x, y, n):
-    sixteens.save_first(y, 0, 0, n, sixteens.load_first(x, 0, 0, n))
+    simd_single.save_first(y, 0, 0, n, simd_single.load_first(x, 0, 0, n))
 
 
 def test_float32_are_copied_as_they_are_and_no_more_than_were_asked_for():

@@ -105,7 +105,7 @@ if len(answers) != 1: raise SystemExit("other bits")
 print(answers.pop())
 """
 WITHOUT_OPENMP = """
-from keepnorm.kernels import threads
+from keepnorm.kernels.jit import threads
 threads._openmp = lambda: (0, 0, 0, False)
 assert threads.layer() == "Python threads"
 """
@@ -144,7 +144,7 @@ import os
 child = os.fork()
 if child: raise SystemExit(os.waitpid(child, 0)[1] != 0)
 """
-    work = PRELUDE + "from keepnorm.kernels.threads import available, layer\nprint(bits(), available(), layer())"
+    work = PRELUDE + "from keepnorm.kernels.jit.threads import available, layer\nprint(bits(), available(), layer())"
     code = (start if started else "") + child + work
     bits, count, layer = run_python(code, env={"NUMBA_NUM_THREADS": "3"}, timeout=120).split(None, 2)
     assert (bits, int(count)) == (reference, 1 if started else 3)
@@ -235,7 +235,7 @@ def limit(beyond):
     now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (beyond << 20),) * 2)
 with kn.threads(1): bits()  # all that is to be loaded
-from keepnorm.kernels.threads import available, most
+from keepnorm.kernels.jit.threads import available, most
 """
 
 
@@ -264,7 +264,7 @@ def test_threads_with_large_stacks_are_fewer(run_python, reference):
 def test_every_task_is_run_once_where_no_thread_can_be_started(run_python):
     run_python(
         "import threading\n"
-        "from keepnorm.kernels import threads\n"
+        "from keepnorm.kernels.jit import threads\n"
         "threads.most = lambda: 8\n"
         "start, done = threading.Thread.start, []\n"
         "def refuse(self): raise RuntimeError('no thread')\n"
@@ -281,7 +281,7 @@ def test_every_task_is_run_once_where_no_thread_can_be_started(run_python):
 def test_an_error_of_a_task_comes_when_all_of_them_have_ended(run_python):
     run_python(
         "import time\n"
-        "from keepnorm.kernels import threads\n"
+        "from keepnorm.kernels.jit import threads\n"
         "threads.most, done = lambda: 4, []\n"
         "def work(t):\n"
         "    if t == 0: raise MemoryError\n"
@@ -310,7 +310,7 @@ class TestThreads:
     def test_are_given_back(self, run_python):
         run_python(
             "import keepnorm as kn\n"
-            "from keepnorm.kernels.threads import available\n"
+            "from keepnorm.kernels.jit.threads import available\n"
             "before = available()\n"
             "with kn.threads(1):\n"
             "    assert available() == 1\n"
@@ -326,7 +326,7 @@ class TestThreads:
     def test_belong_to_the_thread_that_asks(self, run_python):
         run_python(
             "import threading, keepnorm as kn\n"
-            "from keepnorm.kernels.threads import available\n"
+            "from keepnorm.kernels.jit.threads import available\n"
             "seen = []\n"
             "with kn.threads(2):\n"
             "    other = threading.Thread(target=lambda: seen.append(available()))\n"
@@ -337,7 +337,7 @@ class TestThreads:
     def test_are_one_after_a_fork(self, run_python):
         run_python(
             "import os, numpy as np, keepnorm as kn\n"
-            "from keepnorm.kernels.threads import available\n"
+            "from keepnorm.kernels.jit.threads import available\n"
             "kn.normalize(np.ones((100, 1000), np.float32), 0)\n"
             "child = os.fork()\n"
             "if child == 0: os._exit(available() != 1)\n"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.engines import results
+from keepnorm.engines.host import pool
 
 torch = pytest.importorskip("torch")
-engine = import_module("keepnorm.engines.torch")
+engine = import_module("keepnorm.engines.torch.engine")
 
 MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 1, 1, 1], [1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)[:, None]
 GIVEN = kn.Moments.from_mean_var(torch.tensor([0.1, -0.2, 0.3]), torch.tensor([1.0, 2.0, 0.5]), keep=1, ndim=3)
@@ -352,7 +352,7 @@ def test_every_layout_has_numpys_values(layout, dtype):
 
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x.to(memory_format=torch.channels_last), lambda x: x.transpose(0, 3)])
 def test_x_is_not_copied(view, monkeypatch):
-    monkeypatch.setattr(results, "LARGE", 1 << 30)  # what is kept for large results nobody sees
+    monkeypatch.setattr(pool, "LARGE", 1 << 30)  # what is kept for large results nobody sees
     x = view(torch.ones(16, 8, 128, 128))
     memory_of(lambda: kn.normalize(x, 1))  # compiled and planned, and the profiler imported
     size = x.numel() * 4

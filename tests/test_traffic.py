@@ -9,8 +9,8 @@ import pytest
 from numba import njit
 
 import keepnorm as kn
-from keepnorm.kernels import traffic
-from keepnorm.kernels.traffic import CLAIMED, FAR, STREAM
+from keepnorm.kernels.cpu import prefetch
+from keepnorm.kernels.cpu.prefetch import CLAIMED, FAR, STREAM
 
 # In each way to walk them, rows that end inside a cache line and, in even lanes, with one: (shape, kept axis). In float32,
 # each has more than STREAM bytes, and rows of more than ROW.
@@ -76,8 +76,8 @@ def test_forward_writes_what_small_results_have(walk, dtype, start):
 
 @njit
 def cut(y, start, n, step, past):
-    head = traffic.before_lines(y, start, n, past)
-    return head, traffic.whole_steps(y, n - head, step, past)
+    head = prefetch.before_lines(y, start, n, past)
+    return head, prefetch.whole_steps(y, n - head, step, past)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16], ids=lambda d: np.dtype(d).name)
@@ -95,7 +95,7 @@ def test_what_goes_past_the_caches_is_whole_lines(dtype):
 
 @njit
 def before(y, start, step):
-    return traffic.before_steps(y, start, step)
+    return prefetch.before_steps(y, start, step)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16], ids=lambda d: np.dtype(d).name)
@@ -214,7 +214,7 @@ def test_what_is_claimed_behind_the_end_is_not_written(shape, keep, dtype):
 
 @njit
 def numbers(x, n, past):
-    return traffic.distance_of_sums(x, n), traffic.room(x, past)
+    return prefetch.distance_of_sums(x, n), prefetch.room(x, past)
 
 
 def test_only_what_comes_from_far_is_asked_for():

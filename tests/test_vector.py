@@ -15,10 +15,11 @@ import pytest
 from llvmlite import ir
 from numba import from_dtype, njit, types
 
-from keepnorm.kernels import compile, vector
+from keepnorm.kernels.cpu import simd
+from keepnorm.kernels.jit import compile
 from keepnorm.kernels.records import BFLOAT16, FLOAT16
 
-WIDTH = vector.WIDTH
+WIDTH = simd.WIDTH
 REAL = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 WHOLE = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
 HALVES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
@@ -47,9 +48,9 @@ def some(dtype, n=3 * WIDTH):
 
 @njit
 def subtract(x, at, k, out):
-    vector.save(out, 0, 0, vector.differences(vector.load(x, at, 0), vector.load(k, 0, 0)))
-    vector.save(out, 0, WIDTH, vector.deviations(vector.load(x, 0, at), vector.load(k, 0, 0)))
-    vector.save(out, WIDTH, WIDTH, vector.floats(vector.load(x, 1, at - 1)))
+    simd.save(out, 0, 0, simd.differences(simd.load(x, at, 0), simd.load(k, 0, 0)))
+    simd.save(out, 0, WIDTH, simd.deviations(simd.load(x, 0, at), simd.load(k, 0, 0)))
+    simd.save(out, WIDTH, WIDTH, simd.floats(simd.load(x, 1, at - 1)))
 
 
 @pytest.mark.parametrize("at", [0, 3, 2 * WIDTH])
@@ -82,7 +83,7 @@ def test_large_integers_less_a_mean_that_is_not_whole(dtype):
 
 @njit
 def centre(x, mean, low, out):
-    vector.save(out, 0, 0, vector.centred_values(vector.load(x, 0, 0), vector.load(mean, 0, 0), vector.load(low, 0, 0)))
+    simd.save(out, 0, 0, simd.centred_values(simd.load(x, 0, 0), simd.load(mean, 0, 0), simd.load(low, 0, 0)))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.int32], ids=name)
@@ -94,15 +95,15 @@ def test_the_second_part_of_a_mean_counts_for_wide_values_alone(dtype):
 
 @njit
 def first_ones(x, at, n, out):
-    vector.save(out, 0, 0, vector.first(vector.floats(vector.load_first(x, at, 0, n)), n))
-    vector.save(out, 0, WIDTH, vector.floats(vector.load_first(x, 0, at, n)))
+    simd.save(out, 0, 0, simd.first(simd.floats(simd.load_first(x, at, 0, n)), n))
+    simd.save(out, 0, WIDTH, simd.floats(simd.load_first(x, 0, at, n)))
 
 
 @njit
 def learn(x, out):
-    vector.save(out, 0, 0, vector.larger(vector.floats(vector.load(x, 0, 0)), vector.load(out, 0, 0)))
-    vector.save(out, 0, WIDTH, vector.lost(vector.load(x, 0, 0)))
-    return vector.largest(vector.load(out, 0, 0))
+    simd.save(out, 0, 0, simd.larger(simd.floats(simd.load(x, 0, 0)), simd.load(out, 0, 0)))
+    simd.save(out, 0, WIDTH, simd.lost(simd.load(x, 0, 0)))
+    return simd.largest(simd.load(out, 0, 0))
 
 
 @pytest.mark.parametrize("dtype", REAL, ids=name)
@@ -150,12 +151,12 @@ def test_the_end_of_an_array_is_the_end(dtype):
 
 @njit
 def write_first(y, at, n, values):
-    vector.save_first(y, at - 1, 1, n, vector.load(values, 0, 0))
+    simd.save_first(y, at - 1, 1, n, simd.load(values, 0, 0))
 
 
 @njit
 def write_all(y, at, values, past):
-    vector.write(y, at - 1, 1, vector.load(values, 0, 0), past)
+    simd.write(y, at - 1, 1, simd.load(values, 0, 0), past)
 
 
 @pytest.mark.parametrize("dtype", REAL, ids=name)
@@ -181,13 +182,13 @@ def test_results_are_rounded_and_have_no_neighbours(dtype):
 
 @njit
 def copy_both(x, y, at, past):
-    one, other = vector.load_both(x, at - 1, 1)
-    vector.write_both(y, at - 1, 1, (vector.floats(one), vector.floats(other)), past)
+    one, other = simd.load_both(x, at - 1, 1)
+    simd.write_both(y, at - 1, 1, (simd.floats(one), simd.floats(other)), past)
 
 
 @njit
 def copy_two(x, y, at, past):
-    vector.write_two(y, 1, at - 1, vector.floats(vector.load(x, at, 0)), vector.floats(vector.load(x, at, WIDTH)), past)
+    simd.write_two(y, 1, at - 1, simd.floats(simd.load(x, at, 0)), simd.floats(simd.load(x, at, WIDTH)), past)
 
 
 @pytest.mark.parametrize("copy", [copy_both, copy_two])
@@ -206,19 +207,19 @@ def test_sixteen_values_come_to_their_places(dtype, past, copy):
 
 @njit
 def add_up(values):
-    return vector.total(vector.load(values, 0, 0))
+    return simd.total(simd.load(values, 0, 0))
 
 
 @njit
 def arithmetic(a, out):
-    x, y = vector.load(a, 0, 0), vector.fill(3.0)
+    x, y = simd.load(a, 0, 0), simd.fill(3.0)
     z = x + y
     z += x
     z -= y
     z *= y
-    vector.save(out, 0, 0, z - x * y)
-    vector.save(out, 0, WIDTH, vector.fused(x, y, x))
-    vector.save(out, 0, 2 * WIDTH, vector.scaled(x, y, z))
+    simd.save(out, 0, 0, z - x * y)
+    simd.save(out, 0, WIDTH, simd.fused(x, y, x))
+    simd.save(out, 0, 2 * WIDTH, simd.scaled(x, y, z))
 
 
 def test_sums_have_one_order_and_operators_are_what_they_say():
@@ -266,12 +267,12 @@ VECTORS = """
 @pytest.mark.parametrize(
     ("family", "dtype", "processor", "short"),
     [
-        ("own_runs", np.float32, "sapphirerapids", True),
-        ("lanes", np.float32, "sapphirerapids", True),
-        ("runs", np.float32, "sapphirerapids", False),
-        ("lanes", np.float32, "znver4", False),
-        ("lanes", np.float64, "sapphirerapids", False),
-        ("own_lanes", FLOAT16, "sapphirerapids", False),
+        ("rows_elementwise", np.float32, "sapphirerapids", True),
+        ("columns", np.float32, "sapphirerapids", True),
+        ("rows", np.float32, "sapphirerapids", False),
+        ("columns", np.float32, "znver4", False),
+        ("columns", np.float64, "sapphirerapids", False),
+        ("columns_elementwise", FLOAT16, "sapphirerapids", False),
     ],
 )
 def test_kernels_of_float32_have_short_vectors(family, dtype, processor, short, monkeypatch):

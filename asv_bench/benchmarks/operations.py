@@ -10,7 +10,7 @@ import numpy as np
 import keepnorm as kn
 from asv_bench import machine
 from asv_bench.cases import Case, arrays, sized
-from keepnorm.engines import results
+from keepnorm.engines.host import pool
 
 Array = Any
 
@@ -145,14 +145,14 @@ class Operations(_Threaded):
 
     def track_memory(self, _operation: str, _layout: str) -> float:
         """What one call allocates at its peak, its result included: the output alone where nothing is copied."""
-        large, results.LARGE = results.LARGE, 1 << 40  # memory that is kept is not NumPy's, which is what is traced
+        large, pool.LARGE = pool.LARGE, 1 << 40  # memory that is kept is not NumPy's, which is what is traced
         tracemalloc.start()
         try:
             self.operation(self.given)
             return tracemalloc.get_traced_memory()[1] / 2**20
         finally:
             tracemalloc.stop()
-            results.LARGE = large
+            pool.LARGE = large
 
     track_memory.unit = "MiB"  # type: ignore[attr-defined]
 

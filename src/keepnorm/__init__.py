@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from keepnorm.accumulator import Accumulator
 
 # Now, not at the first call: a signal handler in the middle of that would meet half a module.
-from keepnorm.engines import host as _host  # noqa: F401
+from keepnorm.engines.host import engine as _host  # noqa: F401
 
 # explain and stats not later: importing the modules of these names would put those in the place of the functions.
-from keepnorm.explain import Explanation, explain
+from keepnorm.explain.explanation import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
@@ -30,7 +30,7 @@ from keepnorm.stats.dataset import stats
 if TYPE_CHECKING:
     from keepnorm import dialects, porting, renorm, sync
     from keepnorm.batchnorm import BatchNorm
-    from keepnorm.kernels.threads import threads
+    from keepnorm.kernels.jit.threads import threads
 
 __all__ = [
     "Accumulator",
@@ -59,7 +59,7 @@ __all__ = [
 # Loaded at their first use, so that an import costs what it needs and no more.
 _LATER = {
     "BatchNorm": "keepnorm.batchnorm",
-    "threads": "keepnorm.kernels.threads",
+    "threads": "keepnorm.kernels.jit.threads",
 }
 _MODULES = ("dialects", "porting", "renorm", "sync")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from keepnorm import roles, running, saved, validate
 from keepnorm.axes import Axes, Keep, as_ints, refuse_order
-from keepnorm.dispatch import eager
+from keepnorm.engines.dispatch import eager
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import REQUIRED, check, check_sizes, described

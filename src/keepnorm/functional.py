@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from keepnorm import roles, validate
 from keepnorm.axes import Axes, Keep
-from keepnorm.dispatch import in_graph, outside_graph
+from keepnorm.engines.dispatch import in_graph, outside_graph
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments

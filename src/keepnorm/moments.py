@@ -488,7 +488,7 @@ def _exponent(sizes: list[Array], xp: Any) -> Array:
 
 
 def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
-    """The merged (K, delta, M2); kernels/scalars.py has the same formula for scalars, and a test holds them equal."""
+    """The merged (K, delta, M2); kernels/cpu/scalars.py has the same formula for scalars, and a test holds them equal."""
     if isinstance(a.count, int) and isinstance(b.count, int):
         n = a.count + b.count
         share, weight = b.count / n, a.count / n * b.count

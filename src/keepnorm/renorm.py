@@ -9,8 +9,8 @@ from array_api_compat import array_namespace
 from keepnorm import validate
 from keepnorm.axes import Keep
 from keepnorm.batchnorm import BatchNorm
-from keepnorm.dispatch import eager
 from keepnorm.engines.cells import variance
+from keepnorm.engines.dispatch import eager
 from keepnorm.functional import moments as moments_of
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients

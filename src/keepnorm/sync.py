@@ -7,9 +7,10 @@ cell in the backward pass. How they do it, with torch.distributed, MPI or thread
 from collections.abc import Callable
 from typing import Any, Never
 
-from keepnorm import dispatch, validate
+from keepnorm import validate
 from keepnorm.batchnorm import BatchNorm
-from keepnorm.dispatch import eager
+from keepnorm.engines import dispatch
+from keepnorm.engines.dispatch import eager
 from keepnorm.functional import moments
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import check

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keepnorm import dispatch, hints
+from keepnorm import hints
 from keepnorm.axes import Axes, refuse_order
 from keepnorm.bounded import remember
+from keepnorm.engines import dispatch
 from keepnorm.keywords import REQUIRED, axes_word, check_sizes, described
 from keepnorm.moments import Moments
 from keepnorm.places import distinct

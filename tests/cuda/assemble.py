@@ -71,8 +71,8 @@ def main(capability):
     from numba import cuda
     from numba.cuda import dispatcher
 
-    from keepnorm.kernels import cuda as kernels
-    from keepnorm.kernels import cuda_device as device
+    from keepnorm.kernels.cuda import build as kernels
+    from keepnorm.kernels.cuda import device
 
     target = tuple(int(part) for part in capability.split("."))
     # Device functions are compiled for the current device; there is none here.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keepnorm.axes import resolve
-from keepnorm.engines import cuda as engine
+from keepnorm.engines.cuda import engine
 
 
 def measure(x, keep, where=None):

@@ -8,8 +8,8 @@ import pytest
 HEAD = """
 import ctypes, struct, threading
 from types import SimpleNamespace
-from keepnorm.kernels import cuda_device as device
-from keepnorm.kernels.cuda_common import Arguments
+from keepnorm.kernels.cuda import device as cuda_device as device
+from keepnorm.kernels.cuda.common import Arguments
 
 ERRORS = device.driver.CUresult
 calls = []
@@ -71,7 +71,7 @@ device.launch_on(kernel, 1, 256, 3, 5, GIVEN)
 assert current == [3] and calls[0] == calls[1]
 """,
     "what the driver refuses is an error with its name": """
-from keepnorm.engines.cuda_session import explained
+from keepnorm.engines.cuda.session import explained
 stand_in(lambda: ERRORS.CUDA_ERROR_NOT_INITIALIZED)
 for context, words in ((threading.Lock(), "CUDA_ERROR_NOT_INITIALIZED"), (explained(), "after a fork")):
     try:

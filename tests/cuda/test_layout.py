@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 import pytest
 
-from keepnorm.kernels.cuda_layout import COLUMNS, INTEGERS, Shape, cut, pack
+from keepnorm.kernels.cuda.partition import COLUMNS, INTEGERS, Shape, cut, pack
 from keepnorm.plan import make_plan
 from tests.cuda.device import subsets
 from tests.layouts import layouts

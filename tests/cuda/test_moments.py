@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keepnorm.axes import resolve
-from keepnorm.engines import cuda as engine
-from keepnorm.engines import host
+from keepnorm.engines.cuda import engine
+from keepnorm.engines.host import engine as host
 from tests import oracle, tolerance
 from tests.cuda.device import data, measure, subsets
 from tests.layouts import LAYOUTS, broadcasts
@@ -76,7 +76,7 @@ def test_many_blocks_merge_in_one_launch(shape, keep, rng):
 
 
 def test_the_counters_are_zero_again_after_every_launch(rng):
-    from keepnorm.engines.cuda_walk import _scratch_of
+    from keepnorm.engines.cuda.walk import _scratch_of
 
     check(data(rng, (700,)), ())
     assert _scratch_of

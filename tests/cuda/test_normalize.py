@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keepnorm.axes import resolve
-from keepnorm.engines import cuda as engine
+from keepnorm.engines.cuda import engine
 from keepnorm.moments import Moments
 from tests import oracle, tolerance
 from tests.cuda.device import data, normalize, subsets

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keepnorm.kernels.cuda_device import Memory, load, store, vector
-from keepnorm.kernels.cuda_numbers import anchor, difference, narrow, settle, widen
+from keepnorm.kernels.cuda.device import Memory, load, store, vector
+from keepnorm.kernels.cuda.numbers import anchor, difference, narrow, settle, widen
 
 EVERY_HALF = np.arange(2**16, dtype=np.uint16)
 

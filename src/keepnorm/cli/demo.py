@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from keepnorm import plot
-from keepnorm.explain import explain
+from keepnorm.explain import plot
+from keepnorm.explain.explanation import explain
 from keepnorm.functional import moments
 from keepnorm.norms import batch_norm
 from keepnorm.stats.atomic import written

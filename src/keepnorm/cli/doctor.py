@@ -65,13 +65,13 @@ def _version(package: str) -> str:
 
 
 def _layer() -> str:
-    from keepnorm.kernels import threads
+    from keepnorm.kernels.jit import threads
 
     return f"{threads.layer()}, {threads.available()} threads"
 
 
 def _cache() -> str:
-    from keepnorm.kernels import folder
+    from keepnorm.kernels.jit import folder
 
     place, fault = folder.find()
     return place or f"none: kernels are compiled anew in each process, since {fault} (NUMBA_CACHE_DIR sets another)"

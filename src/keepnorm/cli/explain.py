@@ -9,7 +9,7 @@ from keepnorm.stats.atomic import written
 
 
 def run(options: argparse.Namespace) -> None:
-    from keepnorm.explain import explain
+    from keepnorm.explain.explanation import explain
 
     affine: Any = options.affine
     if affine is not None and "->" not in options.keep:

@@ -222,7 +222,7 @@ def _tqdm(steps: int) -> Any:
 
 
 def _cold() -> bool:
-    from keepnorm.kernels import folder
+    from keepnorm.kernels.jit import folder
 
     place, _ = folder.find()
     return not place or not any(Path(place).rglob("*"))

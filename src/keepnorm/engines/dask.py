@@ -9,9 +9,8 @@ from math import prod
 from operator import add
 from typing import Any
 
-from keepnorm import dispatch
 from keepnorm.axes import Axes, resolve
-from keepnorm.engines import cells, standard
+from keepnorm.engines import cells, dispatch, standard
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
@@ -211,7 +210,7 @@ def _block_moments(x: Array, where: Array | None = None, *, keep: tuple[int, ...
 
 
 def _one_thread() -> Any:
-    from keepnorm.kernels.threads import threads
+    from keepnorm.kernels.jit.threads import threads
 
     return threads(1)
 

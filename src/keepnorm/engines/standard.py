@@ -12,8 +12,8 @@ from array_api_compat import array_namespace
 
 from keepnorm import powers
 from keepnorm.axes import Axes
-from keepnorm.dispatch import dtype_name
 from keepnorm.engines import cells
+from keepnorm.engines.dispatch import dtype_name
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name

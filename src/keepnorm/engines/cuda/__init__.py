@@ -1,0 +1,1 @@
+"""CuPy, PyTorch and JAX arrays on a GPU through the CUDA kernels."""

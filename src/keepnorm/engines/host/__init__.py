@@ -1,0 +1,1 @@
+"""NumPy arrays through the CPU kernels."""

@@ -1,0 +1,1 @@
+"""PyTorch tensors: CPU kernels on their memory, CUDA kernels or PyTorch itself elsewhere."""

@@ -1,0 +1,1 @@
+"""From a kernel to a call: compilation, object code on disk, linking, threads."""
