@@ -9,7 +9,7 @@ from typing import Any
 
 from keepnorm.axes import Axes
 from keepnorm.engines import standard
-from keepnorm.engines.torch import engine
+from keepnorm.engines.torch.tensors import as_tensor, kernels_of, output, raw, raw_moments, tensor_moments
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 
@@ -18,7 +18,7 @@ Tensor = Any
 
 def _on(x: Tensor) -> Any:
     """The kernels for the memory of x, which is plain: what is not never comes here."""
-    return engine._kernels(x)
+    return kernels_of(x)
 
 
 def functions() -> Any:
@@ -41,23 +41,22 @@ def functions() -> Any:
             moments: Moments | None,
             where: Tensor | None,
         ) -> Tensor:
-            raw = engine._raw
             y, ctx.vjp = kernels.normalize_vjp(
-                raw(x), axes, raw(weight), raw(bias), eps, center, engine._as_raw(moments), raw(where)
+                raw(x), axes, raw(weight), raw(bias), eps, center, raw_moments(moments), raw(where)
             )
             ctx.save_for_backward(x, weight, bias, where)
             ctx.rest = (axes, eps, center, moments)
-            return engine._tensor(y)
+            return as_tensor(y)
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
             x, weight, bias, where = ctx.saved_tensors  # also refuses tensors that were written to since
             axes, eps, center, moments = ctx.rest
-            if torch.is_grad_enabled() or engine._kernels(dy) is None:
+            if torch.is_grad_enabled() or kernels_of(dy) is None:
                 _, vjp = standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
                 gradients = vjp(dy)
             else:
-                gradients = Gradients(*(None if g is None else engine._tensor(g) for g in ctx.vjp(engine._raw(dy))))
+                gradients = Gradients(*(None if g is None else as_tensor(g) for g in ctx.vjp(raw(dy))))
             needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
             return (*needed, None, None, None, None, None, None)
 
@@ -66,7 +65,7 @@ def functions() -> Any:
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, axes: Axes, where: Tensor | None, seen: list[Moments]) -> tuple[Tensor, ...]:
-            found = engine._as_tensors(_on(x).moments(engine._raw(x), axes, engine._raw(where)))
+            found = tensor_moments(_on(x).moments(raw(x), axes, raw(where)))
             seen.append(found)
             ctx.save_for_backward(x, where)
             ctx.axes = axes
@@ -92,8 +91,7 @@ def functions() -> Any:
         def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None, axes: Axes) -> Tensor:
             ctx.save_for_backward(x, scale, shift)
             ctx.axes = axes
-            y = engine._output(x)
-            raw = engine._raw
+            y = output(x)
             _on(x).affine(raw(x), raw(scale), raw(shift), axes, raw(y))
             return y
 
