@@ -11,7 +11,7 @@ import pytest
 import keepnorm as kn
 from keepnorm.axes import resolve
 from keepnorm.engines.host.memory import plain, walk
-from keepnorm.kernels.cpu.scalars import CHUNK, ROWS
+from keepnorm.kernels.columns import CHUNK, ROWS
 from keepnorm.kernels.jit import cache, launch
 from keepnorm.kernels.jit.compile import object_code
 from keepnorm.kernels.jit.signature import RANKS, layout_of

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numba import njit
 
+from keepnorm.kernels.columns import DELTA, LOW, M2, MEAN, SCALE, K, N
 from keepnorm.kernels.cpu import scale
-from keepnorm.kernels.cpu.scalars import DELTA, LOW, M2, MEAN, SCALE, K, N
 
 
 @njit

@@ -94,7 +94,8 @@ def test_the_kernels_merge_with_the_same_formula(rng):
     """One merge serves blocks, batches and ranks: bit by bit, infinities and empty cells included."""
     from numba import njit
 
-    from keepnorm.kernels.cpu.scalars import DELTA, M2, K, N, merge_state
+    from keepnorm.kernels.columns import DELTA, M2, K, N
+    from keepnorm.kernels.cpu.scalars import merge_state
 
     @njit
     def merge_all(a, b):

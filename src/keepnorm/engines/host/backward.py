@@ -10,6 +10,7 @@ from keepnorm.axes import Axes
 from keepnorm.engines.host.memory import Walk, flat, in_memory_order, plain, readable, state_of, walk_strides
 from keepnorm.engines.host.pool import empty_like
 from keepnorm.gradients import Gradients
+from keepnorm.kernels.columns import ADD, CELLS, GRADIENT, INSIDE, SUMS
 from keepnorm.kernels.jit.launch import run as start
 from keepnorm.kernels.jit.threads import available
 from keepnorm.machine import is_serial
@@ -17,8 +18,6 @@ from keepnorm.moments import Moments
 from keepnorm.precision import result_name
 
 Array = np.ndarray[Any, Any]
-
-SUMS, ADD, GRADIENT, CELLS, ROWS = range(5)
 
 # dweight and dbias of weights inside cells are summed in this many rows at most, of which no two threads share one.
 GRADIENT_ROWS = 64
@@ -142,7 +141,7 @@ def _backward(
             start(family, dtypes, min(threads, tasks), tasks, number, (*given_and_wanted, part, *rest))
 
         if inside:
-            stage(ROWS, rows)
+            stage(INSIDE, rows)
             dweight, dbias = sums[:, 0] if rows == 1 else np.add.reduce(sums, 1)
             if not steps.affine_in_order:
                 dweight, dbias = steps.to_affine(dweight, axes), steps.to_affine(dbias, axes)

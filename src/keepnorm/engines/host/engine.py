@@ -14,7 +14,6 @@ from keepnorm.engines.host.backward import vjp
 from keepnorm.engines.host.fast_path import Ready, prepare
 from keepnorm.engines.host.magnitude import Scaled
 from keepnorm.engines.host.memory import (
-    STATE_ROWS,
     UNIT,
     Walk,
     apart,
@@ -30,6 +29,7 @@ from keepnorm.engines.host.pool import LARGE, empty_like
 from keepnorm.engines.host.stages import NO_PART, Stage, centers, forward, part_shape, reduction
 from keepnorm.engines.host.stages import affine as affine_stage
 from keepnorm.gradients import Gradients
+from keepnorm.kernels.columns import DELTA, M2, STATE_ROWS, K, N
 from keepnorm.kernels.jit.launch import BusyError, entry_for, run
 from keepnorm.kernels.jit.threads import threads_for
 from keepnorm.moments import Moments
@@ -42,8 +42,8 @@ R = TypeVar("R")
 # The dtypes that tell the kernels of one family apart, and what a kernel takes after its tasks.
 Arguments: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
-# Where the states of blocks and of cells are among a kernel's arguments, and M2 in the latter.
-_PART, _STATE, _M2 = 5, 6, 3
+# Where the states of blocks and of cells are among a kernel's arguments.
+_PART, _STATE = 5, 6
 
 _NO_OUTPUT = np.empty(1, np.float32)
 _SINGLE = np.dtype(np.float32)
@@ -108,7 +108,7 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
     if x.size:
         steps = walk(axes, (x, target))
         state = np.zeros((STATE_ROWS, steps.cells))
-        state[0] = state[3] = 1.0
+        state[N] = state[M2] = 1.0
         parameters = parameters_for(steps, scale, shift, target, out is None)
         threads = threads_for(x.size, steps.cells)
         _apply_given(steps, _arguments(flat(x), flat(target), steps, state, parameters, 0.0, True), threads)
@@ -294,7 +294,7 @@ def _arguments(
 def _apply_given(steps: Walk, arguments: Arguments, threads: int) -> None:
     """The affine step with states that no reduction has written, and that say nothing of how far x may lie (own.py)."""
     _run(steps, (centers(steps),), arguments)
-    arguments[1][_STATE][_M2] = 0.0
+    arguments[1][_STATE][M2] = 0.0
     _run(steps, (affine_stage(steps, threads),), arguments)
 
 
@@ -314,7 +314,7 @@ def _moments_of(used: Moments | tuple[Walk, Array], axes: Axes, dtype: np.dtype[
 
 def _to_moments(state: Array, steps: Walk, axes: Axes, dtype: np.dtype[Any]) -> Moments:
     """A state of the kernels, whose counts are all equal, as Moments."""
-    shift, delta, m2 = (steps.to_cells(row, axes) for row in state[1:4])
+    shift, delta, m2 = (steps.to_cells(row, axes) for row in state[[K, DELTA, M2]])
     return Moments(axes.count, shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=_moments_name(dtype))
 
 

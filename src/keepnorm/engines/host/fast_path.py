@@ -12,9 +12,10 @@ import numpy as np
 from numpy import empty, ndarray
 
 from keepnorm.axes import Axes
-from keepnorm.engines.host.memory import SHARED, STATE_ROWS, Walk, apart, is_half, ones, zeros
+from keepnorm.engines.host.memory import SHARED, Walk, apart, is_half, ones, zeros
 from keepnorm.engines.host.pool import LARGE, empty_like
 from keepnorm.engines.host.stages import NO_PART, Stage, forward, part_shape
+from keepnorm.kernels.columns import STATE_ROWS
 from keepnorm.kernels.jit.threads import available, team
 from keepnorm.machine import is_serial
 

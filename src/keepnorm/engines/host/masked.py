@@ -6,6 +6,7 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.engines.host.memory import flat, in_place, plain, readable, walk
+from keepnorm.kernels.columns import MEASURED_ROWS, MERGE, STATES
 from keepnorm.kernels.jit.launch import run
 from keepnorm.kernels.jit.threads import threads_for
 from keepnorm.moments import Moments
@@ -25,12 +26,12 @@ def moments(x: Array, axes: Axes, where: Array) -> Moments:
     steps = walk(plain(axes), (x, mask))
     plan = steps.plan
     groups = plan.cells_outside * plan.chunks
-    part = np.empty((groups * plan.blocks, 4, plan.chunk))
-    state = np.empty((4, plan.cells))
+    part = np.empty((groups * plan.blocks, MEASURED_ROWS, plan.chunk))
+    state = np.empty((MEASURED_ROWS, plan.cells))
     values, marks = flat(x), flat(mask)
     dtypes = values.dtype, marks.dtype
     arguments = (values, marks, steps.integers, steps.kept, steps.outer, part, state)
-    run("masked", dtypes, min(threads_for(x.size, plan.cells), groups * plan.blocks), groups * plan.blocks, 0, arguments)
-    run("masked", dtypes, 1, groups, 1, arguments)
+    run("masked", dtypes, min(threads_for(x.size, plan.cells), groups * plan.blocks), groups * plan.blocks, STATES, arguments)
+    run("masked", dtypes, 1, groups, MERGE, arguments)
     count, shift, delta, m2 = (steps.to_cells(row, axes) for row in state)
     return Moments(count.astype(np.int64), shift, delta, m2, keep=axes.keep, ndim=len(axes.shape), dtype=dtype)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keepnorm.axes import Axes
+from keepnorm.kernels import columns
+from keepnorm.kernels.columns import MEASURED_ROWS, STATE_ROWS
 from keepnorm.machine import own_is_large
 from keepnorm.moments import Moments
 from keepnorm.plan import UNIT as UNIT_AXIS
@@ -18,9 +20,6 @@ Array = np.ndarray[Any, Any]
 # Bytes of a group of cells, at most, whose successor is asked for, and of an array from which on that pays. A core with a
 # large cache of its own fetches ahead by itself, and loses a twentieth by being asked.
 BEHIND, AHEAD = 0 if own_is_large() else 1 << 17, 1 << 21
-
-# Rows of the states of all cells: (n, K, delta, M2), and what the kernels work out of them.
-STATE_ROWS = 7
 
 # The parameters of an affine step without weight and bias; float32, as weights of narrow data are, for the same kernels.
 UNIT = (np.ones(1, np.float32), np.zeros(1, np.float32))
@@ -64,7 +63,7 @@ class Walk(NamedTuple):
         """The states of the cells of another plan for the same axes, in the order of this plan's cells."""
         if self.plan.cell_order == other.plan.cell_order:
             return states
-        return np.stack([self.from_cells(other.to_cells(row, axes)) for row in states[:4]])
+        return np.stack([self.from_cells(other.to_cells(row, axes)) for row in states[:MEASURED_ROWS]])
 
 
 class _Span:
@@ -164,38 +163,35 @@ def walk_strides(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) ->
     origins = [-sum(min(0, s * (n - 1)) for s, n in zip(step, shape, strict=True)) for step in steps]
     base = [b + o for b, o in zip(plan.base, [*origins, 0, 0, 0], strict=False)]
     lane = plan.lane_reduced if plan.lane_reduced.size > 1 else plan.lane_kept
-    integers = np.array(
-        [
-            *base,
-            plan.cells_outside,
-            plan.positions,
-            plan.inner.size,
-            plan.inner.affine,
-            plan.inner.x,
-            plan.inner.y,
-            plan.inner.z,
-            plan.inner.mask,
-            plan.rows,
-            plan.pieces,
-            plan.together,
-            plan.blocks,
-            plan.fold,
-            plan.lane_kept.size,
-            plan.lane_reduced.size,
-            plan.lane_kept.affine,
-            plan.lane_reduced.affine,
-            lane.x,
-            lane.y,
-            lane.z,
-            lane.mask,
-            plan.chunk,
-            plan.chunks,
-            plan.neighbours,
-            _asks_ahead(plan, arrays[0][1]),
-            plan.own,
-        ],
-        np.int64,
-    )
+    said: dict[Any, int] = {
+        columns.CELLS_OUTSIDE: plan.cells_outside,
+        columns.POSITIONS: plan.positions,
+        columns.INNER: plan.inner.size,
+        columns.INNER_AFFINE: plan.inner.affine,
+        columns.INNER_X: plan.inner.x,
+        columns.INNER_Y: plan.inner.y,
+        columns.INNER_Z: plan.inner.z,
+        columns.INNER_MASK: plan.inner.mask,
+        columns.ROWS: plan.rows,
+        columns.PIECES: plan.pieces,
+        columns.TOGETHER: plan.together,
+        columns.BLOCKS: plan.blocks,
+        columns.FOLD: plan.fold,
+        columns.LANE_KEPT: plan.lane_kept.size,
+        columns.LANE_REDUCED: plan.lane_reduced.size,
+        columns.KEPT_AFFINE: plan.lane_kept.affine,
+        columns.REDUCED_AFFINE: plan.lane_reduced.affine,
+        columns.LANE_X: lane.x,
+        columns.LANE_Y: lane.y,
+        columns.LANE_Z: lane.z,
+        columns.LANE_MASK: lane.mask,
+        columns.CHUNK: plan.chunk,
+        columns.CHUNKS: plan.chunks,
+        columns.NEIGHBOURS: plan.neighbours,
+        columns.BEHIND: _asks_ahead(plan, arrays[0][1]),
+        columns.OWN: plan.own,
+    } | dict(zip((columns.BASE_X, columns.BASE_Y, columns.BASE_Z, columns.BASE_MASK), base, strict=True))
+    integers = np.array([said[column] for column in range(columns.INTEGERS)], np.int64)
     family, groups = _family(plan), plan.cells_outside * plan.chunks
     kept, outer = (np.array(table or (UNIT_AXIS,), np.int64) for table in (plan.kept, plan.outer))
     return Walk(

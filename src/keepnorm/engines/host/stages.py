@@ -8,14 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from keepnorm.engines.host.memory import Walk
+from keepnorm.kernels.columns import APPLY, CENTERS, FORWARD, MEASURED_ROWS, MERGE, MOMENTS, STATES
 from keepnorm.machine import SERIAL
 
-# What a kernel's tasks do: the states of blocks, their merge, the affine step, moments of whole cells, the same and the affine
-# step, and mean and scale of states that are given.
-STATES, MERGE, APPLY, MOMENTS, FORWARD, CENTERS = range(6)
-
 # For kernels of which no stage leaves states of blocks for another.
-NO_PART = np.empty((1, 4, 1))
+NO_PART = np.empty((1, MEASURED_ROWS, 1))
 
 
 class Stage(NamedTuple):
@@ -55,7 +52,7 @@ def centers(steps: Walk) -> Stage:
 
 def part_shape(steps: Walk, stages: tuple[Stage, ...]) -> tuple[int, ...] | None:
     """The shape of the states of blocks between two stages, if there are any."""
-    return (stages[0].tasks, 4, steps.plan.chunk) if stages[0].number == STATES else None
+    return (stages[0].tasks, MEASURED_ROWS, steps.plan.chunk) if stages[0].number == STATES else None
 
 
 def _stage(number: int, tasks: int, threads: int) -> Stage:

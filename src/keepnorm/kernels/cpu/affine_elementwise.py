@@ -28,9 +28,9 @@ import numpy as np
 from numba import types
 from numpy import float32, float64
 
+from keepnorm.kernels.columns import M2, MEAN, OWN, SCALE
 from keepnorm.kernels.cpu import simd_single
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.scalars import M2, MEAN, OWN, SCALE
 from keepnorm.kernels.cpu.simd import WIDTH, fill, floats, larger, largest, load_first, lost, total
 from keepnorm.kernels.cpu.simd_single import COUNT
 from keepnorm.kernels.jit.compile import exact, variant

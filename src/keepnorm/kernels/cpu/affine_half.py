@@ -13,10 +13,11 @@ from numba import types
 from numba.extending import intrinsic
 from numpy import float32, uint32
 
+from keepnorm.kernels.columns import AFFINE, INNER_AFFINE, REDUCED_AFFINE
 from keepnorm.kernels.cpu import simd
 from keepnorm.kernels.cpu.integers import least
 from keepnorm.kernels.cpu.prefetch import ask, before_lines, claim, distance, room, whole_steps
-from keepnorm.kernels.cpu.scalars import AFFINE, INNER_AFFINE, REDUCED_AFFINE, bits_to_float, half_to_float, store
+from keepnorm.kernels.cpu.scalars import bits_to_float, half_to_float, store
 from keepnorm.kernels.cpu.simd import deviations, scaled
 from keepnorm.kernels.cpu.simd_single import (
     BOTH,

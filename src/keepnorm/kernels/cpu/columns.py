@@ -2,12 +2,9 @@
 
 import numpy as np
 
-from keepnorm.kernels.cpu.affine import fold_lanes, scale_rows
-from keepnorm.kernels.cpu.affine_half import PARTS, mixed_row, narrow_rows, narrow_steps, set_parts
-from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask_ahead, ask_in_order, finish, gathered, is_large, put, streams, tile_of
-from keepnorm.kernels.cpu.scalars import (
+from keepnorm.kernels.columns import (
     AFFINE,
+    APPLY,
     BASE_X,
     BASE_Y,
     BEHIND,
@@ -16,6 +13,7 @@ from keepnorm.kernels.cpu.scalars import (
     CHUNK,
     CHUNKS,
     FOLD,
+    FORWARD,
     INNER_AFFINE,
     INNER_X,
     INNER_Y,
@@ -27,11 +25,20 @@ from keepnorm.kernels.cpu.scalars import (
     LOW,
     M2,
     MEAN,
+    MERGE,
+    MOMENTS,
     REDUCED_AFFINE,
     SCALE,
+    STATES,
     K,
     X,
     Y,
+)
+from keepnorm.kernels.cpu.affine import fold_lanes, scale_rows
+from keepnorm.kernels.cpu.affine_half import PARTS, mixed_row, narrow_rows, narrow_steps, set_parts
+from keepnorm.kernels.cpu.integers import least
+from keepnorm.kernels.cpu.prefetch import ask_ahead, ask_in_order, finish, gathered, is_large, put, streams, tile_of
+from keepnorm.kernels.cpu.scalars import (
     block_bounds,
     chunk_and_block,
     copy_states,
@@ -312,32 +319,32 @@ def kernel(learn, set_lanes, apply):
         parts = allocate((PARTS, 2 * lines(full // 2 + COUNT)), np.float32)
         buffer = allocate((0 if plan[LANE_X] == 1 else full,), x.dtype)
         line = allocate((0 if plan[LANE_Y] == 1 else full,), y.dtype)
-        own = allocate((blocks if stage >= 3 else 0, 4, plan[CHUNK]), np.float64)
+        own = allocate((blocks if stage >= MOMENTS else 0, 4, plan[CHUNK]), np.float64)
         ready = have((sums, lanes, parts, buffer, line, own))
-        states = part if stage < 2 else own
+        states = part if stage < APPLY else own
         known = learn(x, y, plan, outer, weight, bias)
-        behind = stage == 4 and plan[BEHIND] != 0
-        of_blocks = stage == 0 or stage == 2
+        behind = stage == FORWARD and plan[BEHIND] != 0
+        of_blocks = stage == STATES or stage == APPLY
         before = -1
         narrow = False
         for t in range(t0, t1 if ready else t0):
             group, b0 = chunk_and_block(t, plan) if of_blocks else (t, 0)
             b1 = b0 + 1 if of_blocks else blocks
-            first = 0 if stage >= 3 else group * blocks + b0
+            first = 0 if stage >= MOMENTS else group * blocks + b0
             position = group // chunks
             k0 = (group - position * chunks) * plan[CHUNK]
             cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
             cell = offset(kept, position, CELL) + k0
             x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
-            if stage == 0 or stage == 3 or stage == 4:
+            if stage == STATES or stage == MOMENTS or stage == FORWARD:
                 for b in range(b0, b1):
                     block(x, plan, outer, x_start, b, cells, states[first + b - b0], sums, buffer)
-            if stage == 1 or stage == 3 or stage == 4:
+            if stage == MERGE or stage == MOMENTS or stage == FORWARD:
                 merge_blocks(states, first, blocks, cells)
                 copy_states(states[first], state, cell, cells)
-            if stage != 0 and stage != 2:
+            if stage != STATES and stage != APPLY:
                 set_centers(state, cell, cells, eps, center, is_narrow(y), state[MEAN], state[LOW], state[SCALE], cell)
-            if stage == 2 or stage == 4:
+            if stage == APPLY or stage == FORWARD:
                 y_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
                 a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
                 if group != before:

@@ -5,6 +5,36 @@ The formulas are those of runs_backward.py, and so are the stages.
 
 import numpy as np
 
+from keepnorm.kernels.columns import (
+    ADD,
+    AFFINE,
+    BASE_X,
+    BASE_Y,
+    BASE_Z,
+    BEHIND,
+    BLOCKS,
+    CELL,
+    CELLS,
+    CELLS_OUTSIDE,
+    CHUNK,
+    CHUNKS,
+    FOLD,
+    GRADIENT,
+    INNER_AFFINE,
+    INNER_X,
+    INNER_Y,
+    INNER_Z,
+    INSIDE,
+    KEPT_AFFINE,
+    LANE_KEPT,
+    LANE_REDUCED,
+    REDUCED_AFFINE,
+    SUMS,
+    N,
+    X,
+    Y,
+    Z,
+)
 from keepnorm.kernels.cpu.columns import gather, spread_round
 from keepnorm.kernels.cpu.integers import least
 from keepnorm.kernels.cpu.prefetch import (
@@ -21,37 +51,7 @@ from keepnorm.kernels.cpu.prefetch import (
     tile_of,
     whole_steps,
 )
-from keepnorm.kernels.cpu.scalars import (
-    AFFINE,
-    BASE_X,
-    BASE_Y,
-    BASE_Z,
-    BEHIND,
-    BLOCKS,
-    CELL,
-    CELLS_OUTSIDE,
-    CHUNK,
-    CHUNKS,
-    FOLD,
-    INNER_AFFINE,
-    INNER_X,
-    INNER_Y,
-    INNER_Z,
-    KEPT_AFFINE,
-    LANE_KEPT,
-    LANE_REDUCED,
-    REDUCED_AFFINE,
-    N,
-    X,
-    Y,
-    Z,
-    block_bounds,
-    centred,
-    chunk_and_block,
-    clear,
-    difference,
-    offset,
-)
+from keepnorm.kernels.cpu.scalars import block_bounds, centred, chunk_and_block, clear, difference, offset
 from keepnorm.kernels.cpu.scale import set_centers
 from keepnorm.kernels.cpu.scratch import allocate, have, lines, release
 from keepnorm.kernels.cpu.simd import (
@@ -323,15 +323,15 @@ def tasks(
     lanes = allocate((8, lines(full + WIDTH)), np.float64)
     own = allocate((2, plan[CHUNK]), np.float64)
     ready = have((lanes, own))
-    behind = stage == 3 and plan[BEHIND] != 0
+    behind = stage == CELLS and plan[BEHIND] != 0
     groups = plan[CELLS_OUTSIDE] * chunks
-    of_blocks = stage == 0 or stage == 2
+    of_blocks = stage == SUMS or stage == GRADIENT
     for t in range(t0, t1 if ready else t0):
         first, b0 = chunk_and_block(t, plan) if of_blocks else (t, 0)
         b1 = b0 + 1 if of_blocks else blocks
         last = first + 1
         row = 0
-        if stage == 4:
+        if stage == INSIDE:
             first = t * groups // dweight.shape[0]
             last = (t + 1) * groups // dweight.shape[0]
             row = t
@@ -347,7 +347,7 @@ def tasks(
             z_start = plan[BASE_Z] + offset(kept, position, Z) + k0 * short
             a = offset(kept, position, AFFINE) + k0 * plan[KEPT_AFFINE]
             set_lanes(plan, state, cell, cells, eps, center, lanes)
-            if stage == 1:
+            if stage == ADD:
                 for k in range(cells):
                     own[0, k] = 0.0
                     own[1, k] = 0.0
@@ -355,7 +355,7 @@ def tasks(
                     for k in range(cells):
                         own[0, k] += part[t * blocks + b, 0, k]
                         own[1, k] += part[t * blocks + b, 1, k]
-            elif stage != 2:
+            elif stage != GRADIENT:
                 for b in range(b0, b1):
                     if inside:
                         block_sums_inside(
@@ -363,13 +363,13 @@ def tasks(
                         )
                     else:
                         block_sums(x, dy, plan, outer, x_start, z_start, b, cells * short, lanes)
-                sum_lanes(plan, cells, lanes, part[group * blocks + b0] if stage == 0 else own)
-            if stage == 1 or stage >= 3:
+                sum_lanes(plan, cells, lanes, part[group * blocks + b0] if stage == SUMS else own)
+            if stage == ADD or stage >= CELLS:
                 for k in range(cells):
                     totals[0, cell + k] = own[0, k]
                     totals[1, cell + k] = own[1, k]
                     totals[2, cell + k] = own[1, k] * lanes[RSTD, k]
-            if stage >= 2:
+            if stage >= GRADIENT:
                 starts = (x_start, y_start, z_start)
                 for b in range(b0, b1):
                     block_gradient(

@@ -6,11 +6,7 @@ Lanes side by side may belong to cells of both kinds: every value is worked out 
 from numba import types
 from numpy import float32
 
-from keepnorm.kernels.cpu.affine_elementwise import float32_is_enough, float32_parts, is_held, largest_mean
-from keepnorm.kernels.cpu.columns import kernel
-from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask_ahead, gathered, put
-from keepnorm.kernels.cpu.scalars import (
+from keepnorm.kernels.columns import (
     AFFINE,
     INNER_AFFINE,
     INNER_X,
@@ -25,9 +21,12 @@ from keepnorm.kernels.cpu.scalars import (
     SCALE,
     X,
     Y,
-    block_bounds,
-    offset,
 )
+from keepnorm.kernels.cpu.affine_elementwise import float32_is_enough, float32_parts, is_held, largest_mean
+from keepnorm.kernels.cpu.columns import kernel
+from keepnorm.kernels.cpu.integers import least
+from keepnorm.kernels.cpu.prefetch import ask_ahead, gathered, put
+from keepnorm.kernels.cpu.scalars import block_bounds, offset
 from keepnorm.kernels.cpu.simd import (
     FLOATS,
     WIDTH,

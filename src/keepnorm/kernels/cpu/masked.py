@@ -6,8 +6,7 @@ the first value that the mask lets through.
 
 import numpy as np
 
-from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.scalars import (
+from keepnorm.kernels.columns import (
     BASE_X,
     BASE_Y,
     BLOCKS,
@@ -23,10 +22,14 @@ from keepnorm.kernels.cpu.scalars import (
     LANE_X,
     LANE_Y,
     M2,
+    STATES,
     K,
     N,
     X,
     Y,
+)
+from keepnorm.kernels.cpu.integers import least
+from keepnorm.kernels.cpu.scalars import (
     block_bounds,
     chunk_and_block,
     copy_states,
@@ -153,7 +156,7 @@ def run_block(x, mask, plan, outer, x_start, m_start, b, part):
 
 @exact
 def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
-    """Run the tasks [t0, t1): blocks in stage 0, the merge of cells in stage 1."""
+    """Run the tasks [t0, t1): blocks in STATES, the merge of cells in MERGE."""
     blocks = plan[BLOCKS]
     chunks = plan[CHUNKS]
     short = plan[LANE_REDUCED]
@@ -161,11 +164,11 @@ def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
     ready = have((lanes,))
     plain = plan[LANE_KEPT] * short * plan[FOLD] == 1 and plan[INNER_X] == 1 and plan[INNER_Y] == 1
     for t in range(t0, t1 if ready else t0):
-        group, b = chunk_and_block(t, plan) if stage == 0 else (t, 0)
+        group, b = chunk_and_block(t, plan) if stage == STATES else (t, 0)
         position = group // chunks
         k0 = (group - position * chunks) * plan[CHUNK]
         cells = least(plan[CHUNK], plan[LANE_KEPT] - k0)
-        if stage == 0:
+        if stage == STATES:
             x_start = plan[BASE_X] + offset(kept, position, X) + k0 * short * plan[LANE_X]
             m_start = plan[BASE_Y] + offset(kept, position, Y) + k0 * short * plan[LANE_Y]
             own = part[group * blocks + b]

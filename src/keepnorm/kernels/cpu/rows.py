@@ -7,18 +7,16 @@ overlap with those of the others. A cell's sums do not depend on who goes with i
 
 import numpy as np
 
-from keepnorm.kernels.cpu.affine import fold, scale_run
-from keepnorm.kernels.cpu.affine_half import fits, narrow_run, narrow_steps
-from keepnorm.kernels.cpu.integers import least, most
-from keepnorm.kernels.cpu.prefetch import LINE, ask, ask_ahead, distance_of_sums, finish, gathered, put, streams
-from keepnorm.kernels.cpu.scalars import (
+from keepnorm.kernels.columns import (
     AFFINE,
+    APPLY,
     BASE_X,
     BASE_Y,
     BEHIND,
     BLOCKS,
     CELL,
     CELLS_OUTSIDE,
+    FORWARD,
     INNER,
     INNER_AFFINE,
     INNER_X,
@@ -26,21 +24,23 @@ from keepnorm.kernels.cpu.scalars import (
     LOW,
     M2,
     MEAN,
+    MERGE,
+    MOMENTS,
     NEIGHBOURS,
     PIECES,
     POSITIONS,
     ROWS,
     SCALE,
     SIZE,
+    STATES,
     X,
     Y,
-    block_bounds,
-    copy_states,
-    is_narrow,
-    merge_blocks,
-    offset,
-    set_state,
 )
+from keepnorm.kernels.cpu.affine import fold, scale_run
+from keepnorm.kernels.cpu.affine_half import fits, narrow_run, narrow_steps
+from keepnorm.kernels.cpu.integers import least, most
+from keepnorm.kernels.cpu.prefetch import LINE, ask, ask_ahead, distance_of_sums, finish, gathered, put, streams
+from keepnorm.kernels.cpu.scalars import block_bounds, copy_states, is_narrow, merge_blocks, offset, set_state
 from keepnorm.kernels.cpu.scale import set_centers
 from keepnorm.kernels.cpu.scratch import allocate, have, release
 from keepnorm.kernels.cpu.shift import first_shift, is_outlier, next_shift
@@ -179,55 +179,56 @@ def kernel(learn, scale):
     def tasks(stage, t0, t1, x, y, plan, kept, outer, part, state, weight, bias, eps, center):
         """Run the tasks [t0, t1) of a stage.
 
-        Stage 0 (states of blocks) has a task for each block, stage 1 (merge) for each cell, stage 2 (affine step) for each
-        piece of a run, 0 and 2 in the order of the memory; stages 3 (moments) and 4 (moments and affine step) do all that a
-        cell needs while its data are in the cache. Stage 5 takes the states as given, and only works out mean and scale.
+        STATES has a task for each block, MERGE for each cell, APPLY for each piece of a run; those of STATES and APPLY are in
+        the order of the memory. MOMENTS and FORWARD do all that a cell needs while its data are in the cache. CENTERS takes
+        the states as given, and only works out mean and scale.
         """
         blocks = plan[BLOCKS]
-        pieces = plan[PIECES] if stage == 0 or stage == 2 else 1
+        pieces = plan[PIECES] if stage == STATES or stage == APPLY else 1
         outside = plan[CELLS_OUTSIDE]
         last = kept.shape[0] - 1
         neighbours = kept[last, SIZE]
         step = kept[last, X]
-        together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
-        in_place = (stage == 3 or stage == 4) and blocks == 1  # nothing to merge: the states are written where they stay
-        behind = stage == 4 and plan[BEHIND] != 0
+        together = plan[NEIGHBOURS] if pieces == 1 and stage != MERGE else 1
+        # Nothing to merge: the states are written where they stay.
+        in_place = (stage == MOMENTS or stage == FORWARD) and blocks == 1
+        behind = stage == FORWARD and plan[BEHIND] != 0
         buffer = allocate((0 if plan[INNER_X] == 1 else most(LINE, plan[ROWS]),), x.dtype)
         group_sums = allocate((3, together), np.float64)
         group_cells = allocate((together,), np.int64)
-        own = allocate((blocks if stage >= 3 else 1, 4, 0 if in_place else together), np.float64)
+        own = allocate((blocks if stage >= MOMENTS else 1, 4, 0 if in_place else together), np.float64)
         line = allocate((0 if plan[INNER_Y] == 1 else LINE,), y.dtype)
         known = learn(x, y, plan, outer, weight, bias)
         ready = have((buffer, group_sums, group_cells, own, line))
         t = t0 if ready else t1
         while t < t1:
             run = t // pieces
-            position = run // outside if stage == 0 or stage == 2 else 0
+            position = run // outside if stage == STATES or stage == APPLY else 0
             cell = run - position * outside
             cells = least(together, least(t1 - t, neighbours - cell % neighbours))
             home = offset(kept, cell, CELL)
-            if stage == 0 or stage == 3 or stage == 4:
+            if stage == STATES or stage == MOMENTS or stage == FORWARD:
                 start = plan[BASE_X] + offset(kept, cell, X)
                 b0 = position * pieces + t - run * pieces
-                for b in range(b0, b0 + 1 if stage == 0 else blocks):
+                for b in range(b0, b0 + 1 if stage == STATES else blocks):
                     target, at = (state, home) if in_place else (own[b - b0], 0)
                     block(x, plan, outer, start, step, b, cells, target, at, group_sums, group_cells, buffer)
-                if stage == 0:
+                if stage == STATES:
                     for k in range(cells):
                         for row in range(4):
                             part[(cell + k) * blocks + b0, row, 0] = own[0, row, k]
-            if stage == 1 or ((stage == 3 or stage == 4) and not in_place):
-                states = part if stage == 1 else own
-                merged = t * blocks if stage == 1 else 0
+            if stage == MERGE or ((stage == MOMENTS or stage == FORWARD) and not in_place):
+                states = part if stage == MERGE else own
+                merged = t * blocks if stage == MERGE else 0
                 merge_blocks(states, merged, blocks, cells)
                 copy_states(states[merged], state, home, cells)
-            if stage != 0 and stage != 2:
+            if stage != STATES and stage != APPLY:
                 set_centers(state, home, cells, eps, center, is_narrow(y), state[MEAN], state[LOW], state[SCALE], home)
-            if stage == 2 or stage == 4:
+            if stage == APPLY or stage == FORWARD:
                 p0 = position
-                p1 = position + 1 if stage == 2 else plan[POSITIONS]
+                p1 = position + 1 if stage == APPLY else plan[POSITIONS]
                 i0 = (t - run * pieces) * plan[ROWS]
-                i1 = least(i0 + plan[ROWS], plan[INNER]) if stage == 2 else plan[INNER]
+                i1 = least(i0 + plan[ROWS], plan[INNER]) if stage == APPLY else plan[INNER]
                 apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, known, buffer, line, behind)
             t += cells
         finish()

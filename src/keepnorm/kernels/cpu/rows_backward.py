@@ -7,9 +7,8 @@ together, as in runs.py.
 
 from numpy import float64
 
-from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask, ask_ahead, before_lines, claim, distance, finish, room, streams, whole_steps
-from keepnorm.kernels.cpu.scalars import (
+from keepnorm.kernels.columns import (
+    ADD,
     AFFINE,
     BASE_X,
     BASE_Y,
@@ -17,20 +16,24 @@ from keepnorm.kernels.cpu.scalars import (
     BEHIND,
     BLOCKS,
     CELL,
+    CELLS,
     CELLS_OUTSIDE,
+    GRADIENT,
     INNER,
     INNER_AFFINE,
+    INSIDE,
     NEIGHBOURS,
     PIECES,
     SIZE,
+    SUMS,
     N,
     X,
     Y,
     Z,
-    block_bounds,
-    clear,
-    offset,
 )
+from keepnorm.kernels.cpu.integers import least
+from keepnorm.kernels.cpu.prefetch import ask, ask_ahead, before_lines, claim, distance, finish, room, streams, whole_steps
+from keepnorm.kernels.cpu.scalars import block_bounds, clear, offset
 from keepnorm.kernels.cpu.scale import set_centers
 from keepnorm.kernels.cpu.scratch import allocate, have, release
 from keepnorm.kernels.cpu.simd import (
@@ -304,23 +307,23 @@ def tasks(
 ):
     """Run the tasks [t0, t1) of a stage.
 
-    Stage 0 sums blocks, stage 1 adds them up for each cell, stage 2 writes dx block by block, 0 and 2 in the order of the
-    memory. Stage 3 does all of it for each cell; stage 4 too, where weights lie inside cells, for each row of dweight and
+    SUMS sums blocks, ADD adds them up for each cell, GRADIENT writes dx block by block; SUMS and GRADIENT are in the order of
+    the memory. CELLS does all of it for each cell; so does INSIDE, where weights lie inside cells, for each row of dweight and
     dbias, which no two tasks share.
     """
     blocks = plan[BLOCKS]
     outside = plan[CELLS_OUTSIDE]
-    of_blocks = stage == 0 or stage == 2
+    of_blocks = stage == SUMS or stage == GRADIENT
     pieces = plan[PIECES] if of_blocks else 1
     last = kept.shape[0] - 1
     neighbours = kept[last, SIZE]
-    together = plan[NEIGHBOURS] if pieces == 1 and stage != 1 else 1
-    behind = stage >= 3 and plan[BEHIND] != 0
+    together = plan[NEIGHBOURS] if pieces == 1 and stage != ADD else 1
+    behind = stage >= CELLS and plan[BEHIND] != 0
     own = allocate((6, together), float64)
     ready = have((own,))
     rows = dweight.shape[0]
     t = t0 if ready else t1
-    cell = t * outside // rows if stage == 4 else t
+    cell = t * outside // rows if stage == INSIDE else t
     while t < t1:
         b0 = 0
         b1 = blocks
@@ -333,7 +336,7 @@ def tasks(
             b0 = position * pieces + t - run * pieces
             b1 = b0 + 1
             end = cell + t1 - t
-        elif stage == 4:
+        elif stage == INSIDE:
             row = t
             end = (t + 1) * outside // rows
             if cell == t * outside // rows:
@@ -344,29 +347,29 @@ def tasks(
         set_centers(state, home, cells, eps, center, False, own[MEAN], own[LOW], own[RSTD], 0)
         for k in range(cells):
             own[COUNT, k] = state[N, home + k]
-            own[SUM, k] = totals[0, home + k] if stage == 2 else 0.0
-            own[PRODUCT, k] = totals[1, home + k] if stage == 2 else 0.0
-        if stage == 1:
+            own[SUM, k] = totals[0, home + k] if stage == GRADIENT else 0.0
+            own[PRODUCT, k] = totals[1, home + k] if stage == GRADIENT else 0.0
+        if stage == ADD:
             for b in range(blocks):
                 own[SUM, 0] += part[t * blocks + b, 0, 0]
                 own[PRODUCT, 0] += part[t * blocks + b, 1, 0]
-        elif stage != 2:
+        elif stage != GRADIENT:
             for b in range(b0, b1):
                 block_sums(x, dy, plan, kept, outer, cell, cells, b, own, weight, inside, dweight[row], dbias[row])
-        if stage == 0:
+        if stage == SUMS:
             for k in range(cells):
                 part[(cell + k) * blocks + b0, 0, 0] = own[SUM, k]
                 part[(cell + k) * blocks + b0, 1, 0] = own[PRODUCT, k]
-        elif stage != 2:
+        elif stage != GRADIENT:
             for k in range(cells):
                 totals[0, home + k] = own[SUM, k]
                 totals[1, home + k] = own[PRODUCT, k]
                 totals[2, home + k] = own[PRODUCT, k] * own[RSTD, k]
-        if stage >= 2:
+        if stage >= GRADIENT:
             for b in range(b0, b1):
                 block_gradient(x, dx, dy, plan, kept, outer, cell, cells, b, own, weight, inside, through, center, behind)
         cell += cells
-        if stage != 4:
+        if stage != INSIDE:
             t += cells
         elif cell == end:
             t += 1

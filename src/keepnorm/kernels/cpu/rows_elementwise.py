@@ -2,12 +2,12 @@
 
 from numba import types
 
+from keepnorm.kernels.columns import LOW, MEAN, OWN, SCALE
 from keepnorm.kernels.cpu import simd_single
 from keepnorm.kernels.cpu.affine_elementwise import float32_is_enough, float32_parts, is_held, largest_mean
 from keepnorm.kernels.cpu.integers import least
 from keepnorm.kernels.cpu.prefetch import before_lines, before_steps, claim, room, whole_steps
 from keepnorm.kernels.cpu.rows import kernel
-from keepnorm.kernels.cpu.scalars import LOW, MEAN, OWN, SCALE
 from keepnorm.kernels.cpu.simd import WIDTH, deviations, fill, floats, fold_values, load, load_first, save_first, scaled, write
 from keepnorm.kernels.cpu.simd_single import COUNT, affine_twice, moved_twice
 from keepnorm.kernels.jit.compile import exact, variant

@@ -5,49 +5,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from keepnorm.kernels.columns import BLOCKS, CHUNKS, DELTA, FOLD, INNER, M2, PIECES, POSITIONS, ROWS, SIZE, TOGETHER, K, N
 from keepnorm.kernels.cpu.integers import least, whole_range
 from keepnorm.kernels.jit.compile import exact, variant
-
-# Columns of a table of axes, as in plan.Axis.
-SIZE, CELL, AFFINE, X, Y, Z, MASK = np.arange(7)
-
-# Rows of a state: count, shift K, delta, M2; and of the states of all cells what the affine step makes of them: the mean in
-# two floats, and 1 / sqrt(var + eps).
-N, K, DELTA, M2, MEAN, LOW, SCALE = np.arange(7)
-
-# What a plan says in single integers, in the order of engines/host/memory.py.
-(
-    BASE_X,
-    BASE_Y,
-    BASE_Z,
-    BASE_MASK,
-    CELLS_OUTSIDE,
-    POSITIONS,
-    INNER,
-    INNER_AFFINE,
-    INNER_X,
-    INNER_Y,
-    INNER_Z,
-    INNER_MASK,
-    ROWS,
-    PIECES,
-    TOGETHER,
-    BLOCKS,
-    FOLD,
-    LANE_KEPT,
-    LANE_REDUCED,
-    KEPT_AFFINE,
-    REDUCED_AFFINE,
-    LANE_X,
-    LANE_Y,
-    LANE_Z,
-    LANE_MASK,
-    CHUNK,
-    CHUNKS,
-    NEIGHBOURS,
-    BEHIND,
-    OWN,
-) = np.arange(30)
 
 
 @intrinsic

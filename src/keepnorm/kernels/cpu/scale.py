@@ -13,8 +13,8 @@ from llvmlite.ir import Constant
 from numba import types
 from numba.extending import intrinsic
 
+from keepnorm.kernels.columns import DELTA, M2, K, N
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.scalars import DELTA, M2, K, N
 from keepnorm.kernels.cpu.simd import FLOATS, WIDTH, call, filled, load_first, save_first
 from keepnorm.kernels.jit.compile import exact
 

@@ -9,8 +9,9 @@ mean: if it was, the block is swept again about its mean. All of it is a matter 
 import numpy as np
 from numba import types
 
+from keepnorm.kernels.columns import DELTA, K
 from keepnorm.kernels.cpu.integers import least, whole_range
-from keepnorm.kernels.cpu.scalars import DELTA, K, difference
+from keepnorm.kernels.cpu.scalars import difference
 from keepnorm.kernels.cpu.simd import WIDTH, all_near, is_narrow_float, load
 from keepnorm.kernels.jit.compile import exact, variant
 
