@@ -244,3 +244,17 @@ def test_every_promise_has_a_test():
     ]
     assert [row for row in rows if "::test_" not in row] == []
     assert {row.split(" | ")[0].removeprefix("| ") for row in rows if row[2].isdigit()} == set("12345")
+
+
+def test_contributing_and_the_workflow_name_sessions_that_are_there():
+    sessions = set(re.findall(r"^def (\w+)\(session: nox", (ROOT / "noxfile.py").read_text(), re.MULTILINE))
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    named = re.findall(r"session: \[?([\w, ]+)", workflow)
+    named += re.findall(r"`nox -s \"?([a-z ]+)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert {name for names in named for name in re.findall(r"\w+", names)} <= sessions
+
+
+def test_contributing_draws_every_folder():
+    folders = {path.parent.relative_to(SOURCE).as_posix() for path in FILES} - {".", "kernels", "engines"}
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert {folder for folder in folders if f"{folder.rpartition('/')[2]}/" not in text} <= {"stats/readers"}
