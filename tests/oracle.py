@@ -141,15 +141,18 @@ def gradients(x, dy, keep, weight=None, *, affine=None, eps=1e-5, center=True, w
     dy = dy.astype(np.float64)
     dhat = dy if weight is None else dy * affine_view(weight, axes, x.ndim)
     dx = dhat / deviation
+    terms = np.abs(dx)
     if given is None:
         seen = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+        # What is neither under the mask nor finite takes part in no gradient but its own.
+        hole = ~seen & ~np.isfinite(x)
+        hat, dy, dhat = (np.where(hole, 0, values) for values in (hat, dy, dhat))
         # Every value of the cell is normalised, but only those under the mask move its mean and its variance.
         back = sums(dhat * hat, keep) * hat
         if center:
             back = back + sums(dhat, keep)
         count = np.where(cells.count > 0, cells.count, 1)
         dx = dx - np.where(seen, back / count, 0) / deviation
-    terms = np.abs(dhat) / deviation
     return dx, sums(dy * hat, axes).squeeze(_others(axes, x.ndim)), sums(dy, axes).squeeze(_others(axes, x.ndim)), terms
 
 
