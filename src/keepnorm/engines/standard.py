@@ -119,7 +119,8 @@ def normalize_vjp(
         g = _widen(xp.reshape(dy, axes.shape), xp)
         others = tuple(a for a in range(len(axes.shape)) if a not in axes.affine)
         dweight = None if weight is None else _narrow(cells.total(g * hat, others, xp), weight, xp)
-        dbias = None if bias is None else _narrow(cells.total(g, others, xp), bias, xp)
+        heard = g if bad is None else xp.where(bad, xp.zeros_like(g), g)
+        dbias = None if bias is None else _narrow(cells.total(heard, others, xp), bias, xp)
         if weight is not None:
             g = g * _parameter(weight, wide, axes, xp)
         dx = g
@@ -267,12 +268,14 @@ def _apply(
     bad = cells.left_out(wide, mask, xp)
     y = _hat(step, wide if bad is None else xp.where(bad, xp.zeros_like(wide), wide), xp)
     y = y if factor is None else y * factor
+    offset = None if bias is None else _parameter(bias, wide, axes, xp)
     if bad is not None:
-        # What is no number and left out by the mask must not reach the gradient of a mean, a deviation or a weight.
+        # What is no number and left out by the mask must not reach the gradient of a mean, a deviation or a parameter.
+        offset = None if offset is None else xp.where(bad, cells.constant(offset), offset)
         still = _Step(*(part if part is None else cells.constant(part) for part in step))
         alone = _hat(still, wide, xp)
         y = xp.where(bad, alone if factor is None else alone * cells.constant(factor), y)
-    return y if bias is None else y + _parameter(bias, wide, axes, xp)
+    return y if offset is None else y + offset
 
 
 def _own(values: Any, wide: Array, axes: Axes, xp: Any) -> Any:

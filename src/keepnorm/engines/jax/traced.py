@@ -106,7 +106,7 @@ def normalize_vjp(
     def vjp(dy: Array) -> Gradients:
         wide = jnp.reshape(dy, axes.shape).astype(jnp.float32)
         flat = wide, jnp.zeros_like(wide)
-        (dweight,), (dbias,) = pairs.totals(others, (pairs.times(flat, hat),)), pairs.totals(others, (flat,))
+        (dweight,), (dbias,) = pairs.totals(others, (pairs.times(flat, hat),)), pairs.totals(others, (pairs.but(bad, flat),))
         g = flat if factor is None else pairs.product(wide, factor)
         dx = g
         if count is not None:
@@ -316,7 +316,7 @@ def _own_rule(static: tuple[Axes, float, bool], primals: Any, tangents: Any) -> 
     dx, _, _, dweight, dbias = tangents
     unit, rough, delta, var = _measured(high, low, mask, axes, eps, center)
     step = _own_step(unit, rough, delta, var, eps)
-    # What is no number and left out by the mask must not reach the gradient of a mean, a deviation or a weight.
+    # What is no number and left out by the mask must not reach the gradient of a mean, a deviation or a parameter.
     bad = cells.left_out(high, mask, jnp)
     centred = pairs.but(bad, _centred(high if bad is None else jnp.where(bad, 0, high), low, step))
     none = jnp.zeros_like(unit)
@@ -335,7 +335,9 @@ def _own_rule(static: tuple[Axes, float, bool], primals: Any, tangents: Any) -> 
     dy = (central(off - score * mean(score * off)) + rest) * rstd
     if weight is not None:
         dy = dy * weight + hat * dweight
-    return _own(static, *primals), dy if bias is None else dy + dbias
+    if bias is not None:
+        dy = dy + (dbias if bad is None else jnp.where(bad, 0, dbias))
+    return _own(static, *primals), dy
 
 
 _own.defjvp(_own_rule)
