@@ -473,6 +473,15 @@ def test_an_answer_that_does_not_fit_the_memory_is_written_slab_by_slab(keep, rn
 COMMAND = [sys.executable, "-m", "keepnorm", "stats"]
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as from a terminal: a shell has it ignored in what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_prints_what_was_read_and_the_next_run_goes_on(number, code, tmp_path, run, monkeypatch):
     """The signal comes after the first of many pieces."""

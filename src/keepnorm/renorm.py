@@ -120,6 +120,7 @@ class BatchRenorm(BatchNorm):
         if training:
             self._advance(batch, axes.count)
 
+        @eager
         def vjp(dy: Array) -> Gradients:
             got = pull(dy)
             # y = (hat r + d) weight + bias, and `pull` knows weight r and weight d + bias, in the precision of r.

@@ -39,7 +39,8 @@ def read(values: Array) -> Any:
     if isinstance(values, np.ndarray | np.generic | float):
         return np.asarray(values)
     if compat.is_torch_array(values) and type(values).__module__.startswith("torch"):
-        return to_numpy(values) if values.is_cpu and not is_passing(values) else None
+        plain = values.detach()  # which a trace would wrap
+        return to_numpy(plain) if plain.is_cpu and not is_passing(plain) else None
     if compat.is_jax_array(values) and not isinstance(values, sys.modules["jax"].core.Tracer):
         return np.asarray(values) if all(device.platform == "cpu" for device in values.devices()) else None
     return None

@@ -213,7 +213,7 @@ def _handed_out(state: _State, x: Array, axes: Axes, xp: Any) -> Moments:
     if unit is not None:
         shift, delta = shift / unit, delta / unit
         exponent = xp.reshape(powers.exponent_of(unit, xp), axes.kept_shape)
-    if hasattr(count, "dtype"):
+    if getattr(count, "ndim", 0):  # where a mask makes counts differ; a number that PyTorch traces is a tensor too
         count = xp.reshape(count, axes.kept_shape)
     shift, delta, m2 = (xp.reshape(part, axes.kept_shape) for part in (shift, delta, m2))
     known: dict[str, Any] = {"keep": axes.keep, "ndim": len(axes.shape), "dtype": moments_name(dtype_name(x.dtype))}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keepnorm.axes import Axes
-from keepnorm.engines import dispatch
+from keepnorm.engines import dispatch, standard
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
@@ -146,7 +146,11 @@ def pure() -> Any:
     """The engine of JAX's own operations: in float64 where there is float64."""
     from jax.dtypes import canonicalize_dtype
 
-    return dispatch.load("standard" if canonicalize_dtype("float64") == np.float64 else "traced")
+    if canonicalize_dtype("float64") == np.float64:
+        return standard
+    from keepnorm.engines.jax import traced
+
+    return traced
 
 
 def _raw(array: Array | None) -> np.ndarray[Any, Any] | None:
