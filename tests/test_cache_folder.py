@@ -218,7 +218,7 @@ def test_an_entry_that_is_used_stays_new():
 
 def test_doctor_tells_why_there_is_no_folder(run_python, tmp_path):
     tmp_path.chmod(0o777)
-    code = "from keepnorm.cli import main\nmain(['doctor'])"
+    code = "from keepnorm.cli.main import main\nmain(['doctor'])"
     lines = run_python(code, env={"NUMBA_CACHE_DIR": str(tmp_path)}).splitlines()
     (line,) = (line for line in lines if line.startswith("cache folder"))
     assert f"{tmp_path} can be written by other users" in line
