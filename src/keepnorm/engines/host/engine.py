@@ -8,8 +8,8 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.bounded import remember
-from keepnorm.engines import pieces, standard
-from keepnorm.engines.host import magnitude, masked
+from keepnorm.engines import standard
+from keepnorm.engines.host import magnitude, masked, pieces
 from keepnorm.engines.host.backward import vjp
 from keepnorm.engines.host.fast_path import Ready, prepare
 from keepnorm.engines.host.magnitude import Scaled

@@ -50,7 +50,7 @@ def _on(values: Array, axes: tuple[int, ...], piece: Piece) -> Array:
 def pieces(axes: Axes) -> Iterator[Piece]:
     """The pieces of an array with too many cells; none where its states are held at once, or where a pattern groups axes.
 
-    Every cell is in one piece, and no bit of it depends on the others.
+    Every cell is in one piece, and no bit of a result up to float32 depends on which.
     """
     cells = prod(axes.kept_shape)
     if cells <= MOST or axes.shape != axes.source:
