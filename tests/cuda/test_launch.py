@@ -8,7 +8,7 @@ import pytest
 HEAD = """
 import ctypes, struct, threading
 from types import SimpleNamespace
-from keepnorm.kernels.cuda import device as cuda_device as device
+from keepnorm.kernels.cuda import device
 from keepnorm.kernels.cuda.common import Arguments
 
 ERRORS = device.driver.CUresult
