@@ -185,17 +185,17 @@ def _given_step(axes: Axes, eps: float, center: bool, moments: Moments) -> _Step
     shift, delta, var = given.shift, given.delta, cells.variance(given)
     if not center:
         var = var + (shift + delta) ** 2
-    square = 1.0 if unit is None else unit.reshape(axes.broadcast_shape) ** 2  # of NumPy where the state is
+    plain = 1.0 if unit is None else unit.reshape(axes.broadcast_shape)  # of NumPy where the state is
     unit = jnp.ones((), jnp.float32) if unit is None else unit.reshape(axes.broadcast_shape)
     shift, delta, var = (a.reshape(axes.broadcast_shape) for a in (shift, delta, var))
     if isinstance(var, np.ndarray):
         # A state of NumPy's has float64, of which pairs keep nearly all.
-        rstd = pairs.split(cells.reciprocal(var, eps * square, np))
+        rstd = pairs.split(cells.reciprocal(var, eps * plain * plain, np))
         rough = shift.astype(np.float32)
         delta = pairs.split((shift - rough) + delta)
     else:
         high, low = pairs.split(eps)
-        rstd = pairs.reciprocal((), (var, jnp.zeros_like(var)), (high * square, low * square))
+        rstd = pairs.reciprocal((), (var, jnp.zeros_like(var)), (high * plain * plain, low * plain * plain))
         rough, delta = shift, (delta, jnp.zeros_like(delta))
     # In the unit of the deviation, a difference overflows only where the result does.
     scale = powers.unit(cells.constant(jnp.asarray(rstd[0])), 0.0, jnp)
