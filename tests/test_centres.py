@@ -5,12 +5,12 @@ import pytest
 from numba import njit
 
 from keepnorm.kernels.columns import DELTA, LOW, M2, MEAN, SCALE, K, N
-from keepnorm.kernels.cpu import scale
+from keepnorm.kernels.cpu.scale import OFF_HALFWAY, set_centers
 
 
 @njit
 def worked_out(state, cell, cells, eps, center, narrow):
-    scale.set_centers(state, cell, cells, eps, center, narrow, state[MEAN], state[LOW], state[SCALE], cell)
+    set_centers(state, cell, cells, eps, center, narrow, state[MEAN], state[LOW], state[SCALE], cell)
 
 
 def one(n, shift, delta, m2, eps, center, narrow):
@@ -26,7 +26,7 @@ def one(n, shift, delta, m2, eps, center, narrow):
             c = scale * 33554433.0
             scale = c - (c - scale)
             unit = 12582912.0 / scale
-            mean = (mean + unit * scale.OFF_HALFWAY + unit) - unit
+            mean = (mean + unit * OFF_HALFWAY + unit) - unit
             low = np.float64(0.0)
     return (mean, low, scale) if center else (np.float64(0.0), np.float64(0.0), scale)
 
