@@ -67,7 +67,6 @@ def oldest(session: nox.Session) -> None:
         "gradients",
         "bits",
         "cache",
-        "cache_folder",
         "traffic",
         "halves",
         "own",
@@ -140,8 +139,7 @@ def backends(session: nox.Session) -> None:
     """The tests that another library changes, with PyTorch, JAX, dask and xarray: the same kind of array out as in."""
     install(session, "test", "backends", extras="dask")
     names = ("backends", "capabilities", "torch", "jax", "dask", "xarray", "batchnorm", "explain", "benchmarks", "repository")
-    names = (*names, "repeated")
-    pytest(session, *(f"tests/test_{name}.py" for name in names))
+    pytest(session, *(f"tests/test_{name}.py" for name in names), "tests/test_repeated.py::test_tensors_are_served_too")
 
 
 @nox.session(default=False)
