@@ -150,8 +150,12 @@ def _gradients(
     share = hat * (g * hat).sum(case.split_reduce, keepdims=True) / count
     if case.operation != "rms":
         share = share + g.sum(case.split_reduce, keepdims=True) / count
+    dx = (g - np.where(inside, share, 0)) * rstd
+    if case.operation == "rms":
+        # An infinite mean square makes finite values 0 whatever they are; an infinite one is NaN, and so is its gradient.
+        dx = np.where((rstd == 0) & np.isfinite(hat), REAL(0), dx)
     return {
-        "dx": ((g - np.where(inside, share, 0)) * rstd).reshape(case.shape),
+        "dx": dx.reshape(case.shape),
         "dweight": None if weight is None else (dy * hat).sum(others).reshape(shape),
         "dbias": None if data.bias is None else dy.sum(others).reshape(shape),
     }

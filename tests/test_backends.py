@@ -195,6 +195,10 @@ def test_rules_of_values_without_kernels():
     m = kn.Moments(None, xp.zeros(4), xp.zeros(4), var, keep=(1,), ndim=2)
     y = np.asarray(kn.normalize(xp.ones((1, 4)), 1, moments=m))
     assert_output(y[0], np.array([1 / np.sqrt(1e-5 - 4.9e-6), np.nan, 0, np.nan]), 1)
+    x = np.array([[1, 2, np.inf], [-np.inf, np.inf, 3]])
+    with np.errstate(invalid="ignore"):
+        _, vjp = kn.normalize_vjp(xp.asarray(x), 0, center=False)
+        np.testing.assert_array_equal(np.asarray(vjp(xp.ones((2, 3))).x), np.where(np.isfinite(x), 0, np.nan))
     x = np.array([[1.0, 4.0], [2.0, 8.0], [np.nan, 9.0]])
     where, dy = ~np.isnan(x), np.array([[1.0, 2.0], [0.0, 1.0], [0.0, 3.0]])
     dx, dweight, _, terms = oracle.gradients(np.where(where, x, 0), dy, 1, where=where)

@@ -588,6 +588,15 @@ def test_running_moments_that_float32_cannot_hold_are_kept_in_float64(rng):
         assert_within(scale, 1 / np.sqrt(exact), 200 * ulp(1 / np.sqrt(exact), "f4"))
 
 
+def test_an_infinity_leaves_its_cell_without_a_running_variance():
+    x = np.array([[1, 5], [np.inf, 7]], "f4")
+    for make, read in kinds():
+        bn = kn.BatchNorm(2, keep=1, decay=0.5)
+        bn(make(x), training=True)
+        np.testing.assert_array_equal(read(bn.running.mean), [np.inf, 3])
+        np.testing.assert_array_equal(read(bn.running.var), [np.nan, 1.5])  # 0.5 * 1 + 0.5 * 2, the sample variance
+
+
 @pytest.mark.parametrize("kind", [kn.BatchNorm, BatchRenorm])
 def test_a_pattern_with_groups_takes_its_sizes(rng, kind):
     x = rng.standard_normal((3, 8, 5)).astype("f4")

@@ -241,6 +241,20 @@ def test_a_masked_value_reaches_no_gradient(bad):
             assert_gradient(gradient[:2, 0], dx[:2, 0], np.abs(dx[:2, 0]), 2)
 
 
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_gradient_beside_an_infinity_is_0_without_a_mean(x64):
+    x = np.array([[1, 2, np.inf], [np.inf, -np.inf, 3], [1, 2, 3]], np.float32)
+    dy = np.array([[1, 2, 3], [2, 1, 4], [0, 0, 0]], np.float32)
+    want = np.where(np.isfinite(x), np.float32(0), np.nan)
+    with jax.enable_x64(x64):
+        x = jnp.asarray(x)
+        explicit = jax.jit(lambda x: kn.normalize_vjp(x, 0, center=False)[1](dy).x)(x)
+        np.testing.assert_array_equal(explicit, want)
+        if not x64:  # with it JAX differentiates plain operations, whose sum of an infinity times 0 is NaN
+            got = jax.grad(lambda x: (kn.rms_norm(x, axes=1) * dy).sum())(x)
+            np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("norm", ["batch", "rms", "mask"])
 def test_derivatives_without_x64_are_those_with_it(rng, norm):
     x, w, b = (np.asarray(a) for a in operands(rng))

@@ -348,10 +348,18 @@ class Moments:
         delta = xp.where(changed, (self.shift - mean) + self.delta, self.delta)
         return self.replaced(shift=times_power(shift, exponent), delta=times_power(delta, exponent), exponent=exponent)
 
+    def spread_over(self, divisor: Any) -> Array:
+        """M2 over a divisor, in the precision of the state and of the data as they are; NaN where they hold an infinity."""
+        return self._in_full(self._m2_of_finite() / divisor)
+
+    def _m2_of_finite(self) -> Array:
+        """M2; NaN where the data hold an infinity: their M2 is infinite, and they have no variance."""
+        xp = array_namespace(self.m2)
+        return xp.where(xp.isfinite(self.delta), self.m2, xp.full_like(self.m2, xp.nan))
+
     def _variance(self, correction: float) -> Array:
         xp = array_namespace(self.m2)
-        nothing = xp.full_like(self.m2, xp.nan)
-        m2 = xp.where(xp.isfinite(self.delta), self.m2, nothing)  # infinite values have an infinite M2, but no variance
+        m2, nothing = self._m2_of_finite(), xp.full_like(self.m2, xp.nan)
         if self.count is None:
             if correction:
                 raise ValueError(f"correction={correction} needs the count, which these moments do not have")

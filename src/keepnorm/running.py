@@ -88,7 +88,7 @@ def advance(old: Running, batch: Moments, rule: Rule, total: int | None = None) 
         return advance_empty(old, rule, batch.keep, batch.ndim)
     xp = array_namespace(batch.m2)
     mean = lasting(batch.shift + batch.delta)
-    var = lasting(batch.squares) / _divisor(batch.count, rule.correction, mean, xp)
+    var = lasting(batch.spread_over(_divisor(batch.count, rule.correction, mean, xp)))
     old_mean, old_var = (xp.astype(like(values, mean), mean.dtype) for values in (old.mean, old.var))
     a: Any = 1.0 if rule.decay is None else rule.decay
     b: Any = 1.0 if rule.decay is None else 1.0 - rule.decay

@@ -127,6 +127,7 @@ def normalize_vjp(
         if count is not None:
             # Through the mean and the variance, which every value that the mask lets in has moved.
             first, second = (cells.divide(part, count, xp) for part in sums_of(g))
+            second = xp.where(step.rstd == 0, xp.zeros_like(second), second)  # of infinities: the finite values are 0
             share = hat * second
             if center:
                 share = share + first

@@ -112,6 +112,7 @@ def normalize_vjp(
         if count is not None:
             known = pairs.but(bad, g)
             first, second = _of_all(pairs.totals(axes.reduce, (known, pairs.times(known, hat))), axes, add)
+            second = pairs.but(step.rstd[0] == 0, second)  # of infinities: the finite values are 0
             share = pairs.times(hat, pairs.over(second, count))
             if center:
                 share = pairs.plus(share, pairs.over(first, count))
@@ -330,7 +331,10 @@ def _own_rule(static: tuple[Axes, float, bool], primals: Any, tangents: Any) -> 
     def central(values: Array) -> Array:
         return values - mean(values) if center else values
 
-    off = central(dx * unit)
+    # Infinities make the finite values of a root mean square 0, and their gradients too; those of the infinities are NaN.
+    endless = rstd == 0
+    score = jnp.where(endless, 0, score)
+    off = central(dx * jnp.where(endless & jnp.isnan(hat), jnp.nan, unit))
     # A transposed program runs backwards. What it centres and projects first cancels there, and the small rest comes last.
     rest = score * mean(score * off * (np.float32(eps) * unit * unit * rstd * rstd))
     dy = (central(off - score * mean(score * off)) + rest) * rstd
