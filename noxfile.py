@@ -1,5 +1,6 @@
 """Every check of keepnorm, one session each: `nox -l` is the manual, `nox` runs what is not marked as extra."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = "conformance/constraints.txt"
 PEERS = ("torch", "keras_tensorflow", "keras_jax", "keras_torch", "flax", "flax_nnx", "onnx", "numpy", "tensorflow")
 
+# Most of a run compiles kernels, in one thread: two test processes at most, since the kernels have threads of their own.
+WORKERS = min(2, os.cpu_count() or 1)
+
 FACTS = ("tests/test_explain.py", "tests/test_dialects.py")
 
 
@@ -23,7 +27,9 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 
 
 def pytest(session: nox.Session, *arguments: str, **environment: str) -> None:
-    session.run("python", "-m", "pytest", *arguments, *session.posargs, env=environment)
+    """Run tests in `WORKERS` processes; each begins with a half of the tests, and takes over what the other has left."""
+    workers = (f"--numprocesses={WORKERS}", "--dist=worksteal")
+    session.run("python", "-m", "pytest", *workers, *arguments, *session.posargs, env=environment)
 
 
 @nox.session
