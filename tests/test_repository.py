@@ -32,6 +32,7 @@ FLOORS = (
         "subclasses",
     ),
     ("hints", "moments", "plan", "roles", "saved", "transfer"),
+    ("request",),
     ("kernels", "kernels/jit"),
     ("kernels/cpu", "kernels/cuda"),
     ("engines", "engines/dispatch"),

@@ -13,6 +13,7 @@ from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import REQUIRED, check, check_sizes, described
 from keepnorm.moments import Moments, narrowed
+from keepnorm.request import Request
 from keepnorm.running import Rule, Running
 from keepnorm.transfer import like, to_numpy
 
@@ -193,7 +194,7 @@ class BatchNorm:
             return self._normalize(x, self._given(x, axes))
         if mask is None:
             self._allow(axes.count)
-        y, batch = known.engine.normalize_with_moments(x, axes, *self._parameters(x, known), self.eps, mask)
+        y, batch = known.engine.normalize_with_moments(x, Request(axes, *self._parameters(x, known), self.eps, where=mask))
         if mask is not None:
             self._allow(batch.count)
         self._advance(batch, axes.count)

@@ -197,7 +197,8 @@ def normalize(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(roles.general, x, (keep, affine), weight, bias, eps, center, moments, where, out, sizes, normalize)
+    asked = weight, bias, eps, center, moments, where
+    return normalize_roles(roles.general, normalize, x, (keep, affine), asked, out, sizes)
 
 
 def normalize_vjp(
@@ -261,7 +262,6 @@ def normalize_vjp(
         rest = {"affine": affine, "eps": eps, "center": center, "moments": moments, "where": where}
         pair: tuple[Array, Callable[[Array], Gradients]] = outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
         return pair
-    eps, center = validate.epsilon(eps), validate.flag(center, "center")
     call = validate.call(roles.general, x, (keep, affine), sizes, normalize_vjp)
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, affine), sizes)
@@ -278,13 +278,8 @@ def normalize_vjp(
             **sizes,
         )
         return labels.wrap(y), labels.vjp(vjp, weight, bias)
-    asked_for = (weight, bias)
-    weight, bias = validate.parameter(weight, "weight", call), validate.parameter(bias, "bias", call)
-    as_asked = all(a is None or tuple(a.shape) == call.affine_shape for a in asked_for)
-    moments, where = validate.given(moments, call, eps, center), validate.mask(where, call)
-    if moments is None:
-        validate.not_empty(call)
-    y, vjp = call.engine.normalize_vjp(x, call.axes, weight, bias, eps, center, moments, where)
+    y, vjp = call.engine.normalize_vjp(x, validate.request(call, (weight, bias, eps, center, moments, where)))
+    as_asked = all(a is None or tuple(a.shape) == call.affine_shape for a in (weight, bias))
 
     def checked(dy: Array) -> Gradients:
         if type(dy) is not ndarray and in_graph(dy):
@@ -294,7 +289,7 @@ def normalize_vjp(
         if as_asked:
             return gradients
         # A parameter of grouped axes may have come in the shape of x's own axis: its gradient goes back in that shape.
-        return Gradients(gradients.x, *map(_in_shape_of, gradients[1:], asked_for))
+        return Gradients(gradients.x, *map(_in_shape_of, gradients[1:], (weight, bias)))
 
     return y, checked
 
@@ -307,58 +302,31 @@ def _in_shape_of(gradient: Array | None, parameter: Array | None) -> Array | Non
 
 def normalize_roles(
     build: Callable[..., Axes],
+    norm: Callable[..., Array],
     x: Array,
     words: tuple[Any, ...],
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
+    asked: validate.Asked,
     out: Array | None,
     sizes: dict[str, Any],
-    norm: Callable[..., Array],
 ) -> Array:
     """What every `norm` is: `build` gives the axes their roles from the norm's own words for them."""
     if type(x) is not ndarray and in_graph(x):
-        return outside_graph(normalize_roles)(build, x, words, weight, bias, eps, center, moments, where, out, sizes, norm)
+        return outside_graph(normalize_roles)(build, norm, x, words, asked, out, sizes)
     call = validate.call(build, x, words, sizes, norm)
+    weight, bias, eps, center, moments, where = asked
     if call.axes is None:
         labels = call.engine.Labels(x, build, words, sizes)
-        y = normalize_roles(
-            build,
-            labels.values,
-            labels.words,
-            labels.parameter(weight, "weight"),
-            labels.parameter(bias, "bias"),
-            eps,
-            center,
-            labels.state(moments),
-            labels.mask(where),
-            labels.output(out),
-            sizes,
-            norm,
-        )
+        parameters = labels.parameter(weight, "weight"), labels.parameter(bias, "bias")
+        asked = *parameters, eps, center, labels.state(moments), labels.mask(where)
+        y = normalize_roles(build, norm, labels.values, labels.words, asked, labels.output(out), sizes)
         return labels.wrap(y, out)
     ready = call.ready[weight is None][bias is None] if moments is None and where is None else None
     if ready is not None:
         y = ready(x, weight, bias, eps, center, out)
         if y is not None:
             return y
-    if weight is not None:
-        weight = validate.parameter(weight, "weight", call)
-    if bias is not None:
-        bias = validate.parameter(bias, "bias", call)
-    if where is not None:
-        where = validate.mask(where, call)
-    if out is not None:
-        out = validate.output(out, call)
-    eps, center = validate.epsilon(eps), validate.flag(center, "center")
-    if moments is None:
-        validate.not_empty(call)
-    else:
-        moments = validate.given(moments, call, eps, center)
-    y = call.engine.normalize(x, call.axes, weight, bias, eps, center, moments, where, out)
+    request = validate.request(call, asked)
+    y = call.engine.normalize(x, request, validate.output(out, call))
     if ready is None and call.name == "host":
         call.ready[weight is None][bias is None] = call.engine.known(call.axes, x.dtype, weight, bias)
     return y

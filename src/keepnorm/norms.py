@@ -63,7 +63,8 @@ def batch_norm(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(roles.batch, x, (channel,), weight, bias, eps, True, moments, None, out, unknown, batch_norm)
+    asked = weight, bias, eps, True, moments, None
+    return normalize_roles(roles.batch, batch_norm, x, (channel,), asked, out, unknown)
 
 
 def instance_norm(
@@ -119,9 +120,8 @@ def instance_norm(
     <BLANKLINE>
            [[-1.,  1.]]])
     """
-    return normalize_roles(
-        roles.instance, x, (channel, batch), weight, bias, eps, True, None, None, out, unknown, instance_norm
-    )
+    asked = weight, bias, eps, True, None, None
+    return normalize_roles(roles.instance, instance_norm, x, (channel, batch), asked, out, unknown)
 
 
 def layer_norm(
@@ -178,7 +178,8 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return normalize_roles(roles.layer, x, (axes,), weight, bias, eps, True, None, None, out, unknown, layer_norm)
+    asked = weight, bias, eps, True, None, None
+    return normalize_roles(roles.layer, layer_norm, x, (axes,), asked, out, unknown)
 
 
 def group_norm(
@@ -236,9 +237,8 @@ def group_norm(
     >>> kn.group_norm(np.array([[1.0, 3.0, 5.0, 9.0]]), groups=2, channel=1, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
-    return normalize_roles(
-        roles.group, x, (groups, channel, batch), weight, bias, eps, True, None, None, out, unknown, group_norm
-    )
+    asked = weight, bias, eps, True, None, None
+    return normalize_roles(roles.group, group_norm, x, (groups, channel, batch), asked, out, unknown)
 
 
 def rms_norm(
@@ -290,4 +290,5 @@ def rms_norm(
     array([[ 1., -1.],
            [ 1.,  1.]])
     """
-    return normalize_roles(roles.layer, x, (axes,), weight, bias, eps, False, None, None, out, unknown, rms_norm)
+    asked = weight, bias, eps, False, None, None
+    return normalize_roles(roles.layer, rms_norm, x, (axes,), asked, out, unknown)

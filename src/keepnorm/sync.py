@@ -15,6 +15,7 @@ from keepnorm.functional import moments
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import check
 from keepnorm.moments import Moments
+from keepnorm.request import Request
 
 Array = Any
 
@@ -97,7 +98,7 @@ def vjp(
     whole = merge(moments(x, bn.keep, where=where, **bn.sizes))
     y = bn(x, training=True, moments=whole)
     known, axes = bn._call(x)
-    parameters = bn._parameters(x, known)
+    request = Request(axes, *bn._parameters(x, known), bn.eps, True, whole, validate.mask(where, known))
     # The sums of all ranks go into one formula, in float64: results of the dtype of x would cancel.
-    _, back = dispatch.elementary(x).normalize_vjp(x, axes, *parameters, bn.eps, True, whole, validate.mask(where, known), add)
+    _, back = dispatch.elementary(x).normalize_vjp(x, request, add)
     return y, lambda dy: back(validate.cotangent(dy, known))

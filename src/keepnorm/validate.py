@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from numbers import Real
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,11 +20,15 @@ from keepnorm.keywords import REQUIRED, axes_word, check_sizes, described
 from keepnorm.moments import Moments
 from keepnorm.places import distinct
 from keepnorm.precision import result_name
+from keepnorm.request import Request
 from keepnorm.roles import general, group
 from keepnorm.subclasses import shape_of
 from keepnorm.transfer import read
 
 Array = Any
+
+# (weight, bias, eps, center, moments, where) of a normalisation, as the caller said them.
+Asked: TypeAlias = tuple[Array | None, Array | None, Any, Any, Any, Array | None]
 
 
 class Call(NamedTuple):
@@ -113,6 +117,22 @@ def _shape(x: Array) -> tuple[int, ...]:
     if any(n is None or n != n for n in shape):  # NaN is the size that dask does not know yet
         raise ValueError(f"x must have a known shape: call x.compute_chunk_sizes() first; got {shape}")
     return shape
+
+
+def request(known: Call, asked: Asked) -> Request:
+    """The request of a normalisation, from what the caller asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a part of it is not what it must be, or the reduced axes are empty and no moments are given.
+    """
+    weight, bias, eps, center, moments, where = asked
+    weight, bias = parameter(weight, "weight", known), parameter(bias, "bias", known)
+    where, eps, center = mask(where, known), epsilon(eps), flag(center, "center")
+    if moments is None:
+        not_empty(known)
+    return Request(known.axes, weight, bias, eps, center, given(moments, known, eps, center), where)
 
 
 def parameter(value: Any, name: str, known: Call) -> Any:

@@ -4,6 +4,7 @@ import numpy as np
 
 from keepnorm.axes import resolve
 from keepnorm.engines.cuda import engine
+from keepnorm.request import Request
 
 
 def measure(x, keep, where=None):
@@ -12,12 +13,12 @@ def measure(x, keep, where=None):
 
 def normalize(x, keep, weight=None, bias=None, *, affine=None, eps=1e-5, center=True, moments=None, where=None, out=None):
     axes = resolve(x.shape, keep, affine)
-    return engine.normalize(x, axes, weight, bias, eps, center, moments, where, out)
+    return engine.normalize(x, Request(axes, weight, bias, eps, center, moments, where), out)
 
 
 def normalize_vjp(x, keep, weight=None, bias=None, *, affine=None, eps=1e-5, center=True, moments=None, where=None):
     axes = resolve(x.shape, keep, affine)
-    return engine.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
+    return engine.normalize_vjp(x, Request(axes, weight, bias, eps, center, moments, where))
 
 
 def subsets(ndim):

@@ -7,6 +7,7 @@ import pytest
 from keepnorm.axes import resolve
 from keepnorm.engines.cuda import engine
 from keepnorm.moments import Moments
+from keepnorm.request import Request
 from tests import oracle, tolerance
 from tests.cuda.device import data, normalize, subsets
 from tests.layouts import LAYOUTS, broadcasts
@@ -182,11 +183,11 @@ def test_training_gives_the_moments_too(rng):
     for shape, keep in [((4, 5, 6), (1,)), ((5, 6, 4), (2,)), ((600, 2), (1,))]:
         x = data(rng, shape, offset=9)
         axes = resolve(shape, keep)
-        y, m = engine.normalize_with_moments(x, axes, None, None, 1e-5)
+        y, m = engine.normalize_with_moments(x, Request(axes))
         np.testing.assert_array_equal(y, normalize(x, keep))
         tolerance.assert_moments(m, oracle.moments(x, keep), np.float32)
         where = rng.random(shape) < 0.7
-        y, m = engine.normalize_with_moments(x, axes, None, None, 1e-5, where)
+        y, m = engine.normalize_with_moments(x, Request(axes, where=where))
         tolerance.assert_moments(m, oracle.moments(x, keep, where), np.float32)
 
 
@@ -202,6 +203,6 @@ def test_nothing_to_normalise():
         x = np.zeros(shape, np.float32)
         keep = tuple(range(x.ndim))
         assert normalize(x, keep).shape == shape
-    y, m = engine.normalize_with_moments(np.zeros((0, 3), np.float32), resolve((0, 3), 1), None, None, 1e-5)
+    y, m = engine.normalize_with_moments(np.zeros((0, 3), np.float32), Request(resolve((0, 3), 1)))
     assert y.shape == (0, 3)
     assert m.count == 0

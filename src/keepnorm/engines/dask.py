@@ -14,6 +14,7 @@ from keepnorm.engines import cells, dispatch, standard
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
+from keepnorm.request import Request
 from keepnorm.subclasses import refuse
 
 Array = Any
@@ -63,19 +64,10 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -
     return _blockwise(_block_affine, x, split, axes, {n: (p, axes.affine) for n, p in parameters.items()})
 
 
-def normalize(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    out: None,
-) -> Array:
+def normalize(x: Array, request: Request, out: None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias``, chunk by chunk with given moments, or with those of x."""
-    given = _measure(x, axes, where) if moments is None else moments
+    axes, weight, bias, eps, center, given, where = request
+    given = moments(x, axes, where) if given is None else given
     arrays = {
         "shift": (given.shift, axes.keep),
         "delta": (given.delta, axes.keep),
@@ -87,36 +79,23 @@ def normalize(
     return _blockwise(_block_normalize, x, _split(x, axes), axes, arrays, eps=eps, center=center)
 
 
-_measure = moments
-
-
-def normalize_with_moments(
-    x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None
-) -> tuple[Array, Moments]:
+def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalise it."""
-    seen = moments(x, axes, where)
-    return normalize(x, axes, weight, bias, eps, True, seen, where, None), seen
+    seen = moments(x, request.axes, request.where)
+    return normalize(x, request._replace(moments=seen), None), seen
 
 
 def normalize_vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    add: Callable[[Array], Array] | None = None,
+    x: Array, request: Request, add: Callable[[Array], Array] | None = None
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the lazy function from its gradient to those of x, weight and bias."""
-    y = normalize(x, axes, weight, bias, eps, center, moments, where, None)
-    if where is not None:
-        where = _mask(where, x)
-    weight, bias = (p if p is None else _as_dask(p) for p in (weight, bias))
+    y = normalize(x, request, None)
+    where = None if request.where is None else _mask(request.where, x)
+    weight, bias = (p if p is None else _as_dask(p) for p in (request.weight, request.bias))
+    lazy = request._replace(weight=weight, bias=bias, where=where)
 
     def vjp(dy: Array) -> Gradients:
-        return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where, add)[1](_as_dask(dy))
+        return standard.normalize_vjp(x, lazy, add)[1](_as_dask(dy))
 
     return y, vjp
 
@@ -200,7 +179,7 @@ def _block_normalize(
     shift, delta, var, exponent = (a if a is None else a.reshape(axes.kept_shape) for a in (shift, delta, var, exponent))
     given = Moments(None, shift, delta, var, exponent=exponent, keep=axes.keep, ndim=x.ndim)
     weight, bias = (a if a is None else a.reshape(axes.affine_shape) for a in (weight, bias))
-    return dispatch.engine_of(x).normalize(x, axes, weight, bias, eps, center, given, None, None)
+    return dispatch.engine_of(x).normalize(x, Request(axes, weight, bias, eps, center, given), None)
 
 
 def _block_moments(x: Array, where: Array | None = None, *, keep: tuple[int, ...]) -> Moments:

@@ -17,6 +17,7 @@ from keepnorm.engines.dispatch import dtype_name
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
+from keepnorm.request import Request
 
 Array = Any
 
@@ -55,51 +56,34 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
     return _close(y, x, axes, out, xp)
 
 
-def normalize(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    out: Array | None,
-) -> Array:
+def normalize(x: Array, request: Request, out: Array | None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias``; without `center`, ``x / sqrt(mean(x^2) + eps) * weight + bias``."""
-    wide, mask, xp = _open(x, axes, where)
-    step = _step(x, wide, mask, axes, eps, center, moments, xp)
+    axes, weight, bias, *_ = request
+    wide, mask, xp = _open(x, axes, request.where)
+    step = _step(x, wide, mask, request, xp)
     return _close(_apply(step, wide, mask, weight, bias, axes, xp), x, axes, out, xp)
 
 
-def normalize_with_moments(
-    x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None
-) -> tuple[Array, Moments]:
+def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that it was normalised with."""
-    wide, mask, xp = _open(x, axes, where)
+    axes, weight, bias, eps, *_ = request
+    wide, mask, xp = _open(x, axes, request.where)
     state = _measure(wide, mask, axes, eps, _ranges(x, wide), xp)
     y = _apply(_own_step(state, eps, xp), wide, mask, weight, bias, axes, xp)
     return _close(y, x, axes, None, xp), _handed_out(state, x, axes, xp)
 
 
 def normalize_vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    add: Callable[[Array], Array] | None = None,
+    x: Array, request: Request, add: Callable[[Array], Array] | None = None
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and a function from its gradient to those of x, weight and bias.
 
     With `add`, x is a part of what the given moments are of: the gradient flows through them, and `add` takes the sums of
     g and of g * hat of each cell, of shape ``(2, *kept shape)``, to those of all parts.
     """
+    axes, weight, bias, _, center, moments, where = request
     wide, mask, xp = _open(x, axes, where)
-    step = _step(x, wide, mask, axes, eps, center, moments, xp)
+    step = _step(x, wide, mask, request, xp)
     y = _close(_apply(step, wide, mask, weight, bias, axes, xp), x, axes, None, xp)
     bad = cells.left_out(wide, mask, xp)
     hat = _hat(step, wide if bad is None else xp.where(bad, xp.zeros_like(wide), wide), xp)
@@ -221,10 +205,9 @@ def _handed_out(state: _State, x: Array, axes: Axes, xp: Any) -> Moments:
     return Moments(count, shift, delta, m2, exponent=exponent, **known)
 
 
-def _step(
-    x: Array, wide: Array, mask: Array | None, axes: Axes, eps: float, center: bool, moments: Moments | None, xp: Any
-) -> _Step:
+def _step(x: Array, wide: Array, mask: Array | None, request: Request, xp: Any) -> _Step:
     """How to normalise: by given moments, by those of x, or without `center` by its mean square."""
+    axes, _, _, eps, center, moments, _ = request
     if moments is not None:
         unit, given = cells.in_unit(moments, eps)
         var = cells.variance(given)

@@ -22,6 +22,7 @@ from keepnorm.kernels.cuda.common import CENTER, GIVEN, OWN_WEIGHT, PLAIN, SECON
 from keepnorm.kernels.cuda.device import vector
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
+from keepnorm.request import Request
 
 Array = Any
 
@@ -47,71 +48,50 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
         return finish(device, result, target)
 
 
-def normalize(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    out: Array | None,
-) -> Array:
+def normalize(x: Array, request: Request, out: Array | None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
-    with opened(x, weight, bias, where, out) as device:
+    with opened(x, *request.arrays, out) as device:
         result, target = outputs(device, x, out)
         x = readable(device, x)
         if 0 not in x.shape:
-            _forward(device, x, target, axes, weight, bias, eps, center, moments, where)
+            _forward(device, x, target, request)
         return finish(device, result, target)
 
 
-def normalize_with_moments(
-    x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None = None
-) -> tuple[Array, Moments]:
+def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalised it."""
-    with opened(x, weight, bias, where) as device:
+    with opened(x, *request.arrays) as device:
         result, target = outputs(device, x, None)
         x = readable(device, x)
         if 0 in x.shape:
-            return result, _no_data(device, x, axes)
-        state, steps = _forward(device, x, target, axes, weight, bias, eps, True, None, where)
-        return result, _to_moments(state, steps, axes, dtype_name(x.dtype), where is not None)
+            return result, _no_data(device, x, request.axes)
+        state, steps = _forward(device, x, target, request)
+        return result, _to_moments(state, steps, request.axes, dtype_name(x.dtype), request.where is not None)
 
 
-def normalize_vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-) -> tuple[Array, Callable[[Array], Gradients]]:
+def normalize_vjp(x: Array, request: Request) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the function from its gradient to those of x, weight and bias."""
-    with opened(x, weight, bias, where) as device:
+    with opened(x, *request.arrays) as device:
         y, target = outputs(device, x, None)
         source = readable(device, x)
         state = State({}, None)
         if 0 not in x.shape:
-            state, _ = _forward(device, source, target, axes, weight, bias, eps, center, moments, where)
+            state, _ = _forward(device, source, target, request)
 
     def vjp(dy: Array) -> Gradients:
-        with opened(source, dy, weight, bias, where) as device:
-            known = axes, weight, bias, eps, center, state
+        where = request.where
+        with opened(source, dy, *request.arrays) as device:
             dy = readable(device, dy)
-            if moments is not None or where is None:
-                return _backward(device, source, dy, *known, moments is not None, None)
+            if request.moments is not None or where is None:
+                return _backward(device, source, dy, request, state, request.moments is None)
             xp = array_namespace(source)
             hole = ~(xp.isfinite(source) | where)
             if not xp.any(hole):
-                return _backward(device, source, dy, *known, False, where)
+                return _backward(device, source, dy, request, state, True)
             # What is not finite and was left out has no gradient but its own, that of given moments.
             clean, silent = (readable(device, xp.where(hole, xp.zeros_like(a), a)) for a in (source, dy))
-            found = _backward(device, clean, silent, *known, False, where)
-            return found._replace(x=xp.where(hole, _backward(device, clean, dy, *known, True, None).x, found.x))
+            found = _backward(device, clean, silent, request, state, True)
+            return found._replace(x=xp.where(hole, _backward(device, clean, dy, request, state, False).x, found.x))
 
     return y, vjp
 
@@ -135,19 +115,9 @@ def _reduce(device: Device, steps: Walk, types: cuda.Types, state: State, x: Ope
         launch(device, steps, kind, "", types, mode=SECOND, x=x, mask=mask, **state.given)
 
 
-def _forward(
-    device: Device,
-    x: Array,
-    y: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    given: Moments | None,
-    where: Array | None,
-) -> tuple[State, Walk]:
+def _forward(device: Device, x: Array, y: Array, request: Request) -> tuple[State, Walk]:
     """Moments, unless given, and affine step: in one launch where a cell has one block, else in two."""
+    axes, weight, bias, eps, center, given, where = request
     axes = _plain(axes) if weight is None and bias is None else axes
     steps, arguments, types = _forward_walk(device, x, y, axes, weight, bias)
     reduction = ""
@@ -177,24 +147,14 @@ def _forward_walk(
     return steps, {"x": operands[0], "y": operands[1], "weight": w, "bias": b}, types
 
 
-def _backward(
-    device: Device,
-    x: Array,
-    dy: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    state: State,
-    given: bool,
-    where: Array | None,
-) -> Gradients:
-    """The gradients of x, weight and bias.
+def _backward(device: Device, x: Array, dy: Array, request: Request, state: State, through: bool) -> Gradients:
+    """The gradients of x, weight and bias: through the moments of x, or with fixed ones.
 
     Where weight and bias live on kept axes, the sums of the backward step are their gradients, too; else (layer norm,
     group norm) those are sums of their own, over the axes that are not affine.
     """
+    axes, weight, bias, eps, center, *_ = request
+    given, where = not through, request.where if through else None
     result, dx = outputs(device, x, None)
     if 0 in x.shape:
         return Gradients(result, _no_gradient(device, weight), _no_gradient(device, bias))

@@ -13,6 +13,7 @@ from keepnorm.axes import Axes
 from keepnorm.engines.cuda import engine as cuda
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
+from keepnorm.request import Request
 
 Array = Any
 
@@ -48,43 +49,20 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -
     return _given(cuda.affine(_taken(x), _taken(scale), _taken(shift), axes, out))
 
 
-def normalize(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    out: None,
-) -> Array:
+def normalize(x: Array, request: Request, out: None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
-    return _given(
-        cuda.normalize(_taken(x), axes, _taken(weight), _taken(bias), eps, center, _state(moments, x), _taken(where), out)
-    )
+    return _given(cuda.normalize(_taken(x), _on_device(request, x), out))
 
 
-def normalize_with_moments(
-    x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None
-) -> tuple[Array, Moments]:
+def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalised it."""
-    y, seen = cuda.normalize_with_moments(_taken(x), axes, _taken(weight), _taken(bias), eps, _taken(where))
+    y, seen = cuda.normalize_with_moments(_taken(x), _on_device(request, x))
     return _given(y), _exported(seen)
 
 
-def normalize_vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-) -> tuple[Array, Callable[[Array], Gradients]]:
+def normalize_vjp(x: Array, request: Request) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the function from its gradient to those of x, weight and bias."""
-    y, raw = cuda.normalize_vjp(_taken(x), axes, _taken(weight), _taken(bias), eps, center, _state(moments, x), _taken(where))
+    y, raw = cuda.normalize_vjp(_taken(x), _on_device(request, x))
 
     def vjp(dy: Array) -> Gradients:
         return Gradients(*(None if g is None else _given(g) for g in raw(_taken(dy))))
@@ -120,10 +98,13 @@ def export(values: Array, dtype: str) -> Array:
     return _given(values.astype(canonicalize_dtype(dtype)))
 
 
-def _state(moments: Moments | None, x: Array) -> Moments | None:
+def _on_device(request: Request, x: Array) -> Request:
+    """The request with arrays of CuPy on the device of x."""
+    return request.converted(_taken, lambda moments: _state(moments, x))
+
+
+def _state(moments: Moments, x: Array) -> Moments:
     """Given moments on the device of x, whatever library holds them."""
-    if moments is None:
-        return None
     import cupy
 
     with cupy.cuda.Device(next(iter(x.devices())).local_hardware_id):

@@ -16,6 +16,7 @@ from keepnorm.kernels.jit.threads import available
 from keepnorm.machine import is_serial
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
+from keepnorm.request import Request
 
 Array = np.ndarray[Any, Any]
 
@@ -25,25 +26,17 @@ GRADIENT_ROWS = 64
 _NO_PART = np.empty((1, 2, 1))
 
 
-def vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    used: Moments | tuple[Walk, Array],
-    where: Array | None,
-    through: bool,
-) -> Callable[[Array], Gradients]:
+def vjp(x: Array, request: Request, used: Moments | tuple[Walk, Array]) -> Callable[[Array], Gradients]:
     """What maps dy to the gradients of x, weight and bias.
 
-    `used` are the moments that normalised x, or a plan and the states of its cells. `through` tells whether they were its
-    own, so that the gradient flows through them, and `where` which values of x they were taken from.
+    `used` are the moments that normalised x, or a plan and the states of its cells. The gradient flows through them unless
+    they were given.
     """
+    weight, bias, where = request.arrays
+    through = request.moments is None
     x = _dense(readable(x))
     dtype = _result_dtype(x.dtype)
-    run = _backward(x, dtype, axes, weight, bias, eps, center, used) if x.size else None
+    run = _backward(x, dtype, request, used) if x.size else None
 
     def pull(dy: Array) -> Gradients:
         dy = np.asarray(dy)
@@ -103,19 +96,13 @@ def _like(x: Array, dtype: np.dtype[Any], dy: Array) -> Array:
 
 
 def _backward(
-    x: Array,
-    dtype: np.dtype[Any],
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    used: Moments | tuple[Walk, Array],
+    x: Array, dtype: np.dtype[Any], request: Request, used: Moments | tuple[Walk, Array]
 ) -> Callable[[Array, Array, bool], tuple[tuple[Array, Array, Array], Array]]:
     """What depends on the moments alone, ready to take (x, dy, through) to dx and to the sums for dweight and dbias.
 
     It also gives the sums of g * d of all cells.
     """
+    axes, weight, bias, eps, center, *_ = request
     given = weight is not None or bias is not None
     result = tuple(step // x.itemsize * dtype.itemsize for step in x.strides), dtype.itemsize  # x is dense
     steps = walk_strides(axes if given else plain(axes), ((x.strides, x.itemsize), result, result))

@@ -34,6 +34,7 @@ from keepnorm.kernels.jit.launch import BusyError, entry_for, run
 from keepnorm.kernels.jit.threads import threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
+from keepnorm.request import Request
 
 Array = np.ndarray[Any, Any]
 P = ParamSpec("P")
@@ -116,18 +117,9 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
 
 
 @_or_standard
-def normalize(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    out: Array | None,
-) -> Array:
+def normalize(x: Array, request: Request, out: Array | None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
+    axes, weight, bias, eps, center, moments, where = request
     if moments is None and where is None:
         ready = known(axes, x.dtype, weight, bias)
         y = None if ready is None else ready(x, weight, bias, eps, center, out)
@@ -135,27 +127,18 @@ def normalize(
             return y
     result, target = _outputs(x, out)
     x = readable(x)
-    if x.size > pieces.MOST and _by_pieces(x, target, axes, weight, bias, eps, center, moments, where):
+    if x.size > pieces.MOST and _by_pieces(x, target, request):
         return _finish(result, target)
     if x.size:
-        _normalize(x, target, axes, weight, bias, eps, center, moments, where, out is None)
+        _normalize(x, target, request, out is None)
         if moments is None and where is None and all(a is None or _is_usual(a) for a in (x, result, weight, bias)):
             _keep_ready(x, axes, weight, bias)
     return _finish(result, target)
 
 
-def _by_pieces(
-    x: Array,
-    y: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    given: Moments | None,
-    where: Array | None,
-) -> bool:
+def _by_pieces(x: Array, y: Array, request: Request) -> bool:
     """Write y some cells after others, if there are too many; say so."""
+    axes, weight, bias, eps, center, given, where = request
     parts = [*pieces.pieces(axes)]
     if parts:
         # What the first piece writes must not be what the others read.
@@ -166,7 +149,7 @@ def _by_pieces(
     for piece in parts:
         w, b = (piece.parameter(a, axes) for a in (weight, bias))
         mask = None if seen is None else piece.of(seen)
-        _normalize(piece.of(x), piece.of(y), piece.axes, w, b, eps, center, piece.state(given), mask, False)
+        _normalize(piece.of(x), piece.of(y), Request(piece.axes, w, b, eps, center, piece.state(given), mask), False)
     return bool(parts)
 
 
@@ -193,36 +176,27 @@ def _keep_ready(x: Array, axes: Axes, weight: Array | None, bias: Array | None) 
 
 
 @_or_standard
-def normalize_with_moments(
-    x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None = None
-) -> tuple[Array, Moments]:
+def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalised it."""
     result, target = _outputs(x, None)
     x = readable(x)
+    axes = request.axes
     if not x.size:
         return result, _no_data(x, axes)
-    used = _normalize(x, target, axes, weight, bias, eps, True, None, where)
-    return result, moments(x, axes, where) if isinstance(used, Scaled) else _moments_of(used, axes, x.dtype)
+    used = _normalize(x, target, request)
+    return result, moments(x, axes, request.where) if isinstance(used, Scaled) else _moments_of(used, axes, x.dtype)
 
 
 @_or_standard
-def normalize_vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-) -> tuple[Array, Callable[[Array], Gradients]]:
+def normalize_vjp(x: Array, request: Request) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and a function from its gradient to those of x, weight and bias."""
     result, target = _outputs(x, None)
     x = readable(x)
-    used = _normalize(x, target, axes, weight, bias, eps, center, moments, where) if x.size else _no_data(x, axes)
+    axes = request.axes
+    used = _normalize(x, target, request) if x.size else _no_data(x, axes)
     if not isinstance(used, Scaled):
-        return result, vjp(x, axes, weight, bias, eps, center, used, where, moments is None)
-    pull = vjp(used.x, axes, weight, bias, 0.0, center, used.moments, where, moments is None)
+        return result, vjp(x, request, used)
+    pull = vjp(used.x, request._replace(eps=0.0), used.moments)
 
     def back(dy: Array) -> Gradients:
         found = pull(dy)
@@ -231,22 +205,12 @@ def normalize_vjp(
     return result, back
 
 
-def _normalize(
-    x: Array,
-    y: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    given: Moments | None,
-    where: Array | None,
-    new: bool = True,
-) -> Moments | tuple[Walk, Array] | Scaled:
+def _normalize(x: Array, y: Array, request: Request, new: bool = True) -> Moments | tuple[Walk, Array] | Scaled:
     """Write y, and give back the moments that were used: those given, or the plan and the states of its cells.
 
     `new` tells that y has been made for this call, and is nobody's memory yet.
     """
+    axes, weight, bias, eps, center, given, where = request
     steps = walk(axes if weight is not None or bias is not None else plain(axes), (x, y))
     parameters = parameters_for(steps, weight, bias, y, new)
     threads = threads_for(x.size, steps.cells)
@@ -270,7 +234,7 @@ def _normalize(
             if not is_kept:
                 _run(steps, (affine_stage(steps, threads),), arguments)
             return steps, state
-    _normalize(again.x, y, axes, weight, bias, 0.0, center, again.moments, None, new)
+    _normalize(again.x, y, request._replace(eps=0.0, moments=again.moments, where=None), new)
     return again
 
 

@@ -15,6 +15,7 @@ from keepnorm.engines import dispatch, standard
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
+from keepnorm.request import Request
 
 Array = Any
 
@@ -42,65 +43,36 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -
     return _array(y, x)
 
 
-def normalize(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    out: None,
-) -> Array:
+def normalize(x: Array, request: Request, out: None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
-    if not is_concrete(x, weight, bias, where, *_parts(moments)):
-        engine = _elsewhere(x, weight, bias, where)
-        return engine.normalize(x, axes, weight, bias, eps, center, moments, where, out)
+    if not is_concrete(x, *request.arrays, *_parts(request.moments)):
+        return _elsewhere(x, *request.arrays).normalize(x, request, out)
     y = _output(x)
-    dispatch.load("host").normalize(
-        np.asarray(x), axes, _raw(weight), _raw(bias), eps, center, _raw_moments(moments), _raw(where), y
-    )
+    dispatch.load("host").normalize(np.asarray(x), request.converted(np.asarray, _raw_moments), y)
     return _array(y, x)
 
 
-def normalize_with_moments(
-    x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None
-) -> tuple[Array, Moments]:
+def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalised it."""
     _register()
-    if not is_concrete(x, weight, bias, where):
-        both: tuple[Array, Moments] = _elsewhere(x, weight, bias, where).normalize_with_moments(
-            x, axes, weight, bias, eps, where
-        )
+    if not is_concrete(x, *request.arrays):
+        both: tuple[Array, Moments] = _elsewhere(x, *request.arrays).normalize_with_moments(x, request)
         return both
-    y, seen = dispatch.load("host").normalize_with_moments(np.asarray(x), axes, _raw(weight), _raw(bias), eps, _raw(where))
+    y, seen = dispatch.load("host").normalize_with_moments(np.asarray(x), request.converted(np.asarray, _raw_moments))
     seen.export = export
     return _array(y, x), seen
 
 
-def normalize_vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-) -> tuple[Array, Callable[[Array], Gradients]]:
+def normalize_vjp(x: Array, request: Request) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the function from its gradient to those of x, weight and bias."""
-    arguments = (axes, weight, bias, eps, center, moments, where)
-    if not is_concrete(x, weight, bias, where, *_parts(moments)):
-        pair: tuple[Array, Callable[[Array], Gradients]] = _elsewhere(x, weight, bias, where).normalize_vjp(x, *arguments)
+    if not is_concrete(x, *request.arrays, *_parts(request.moments)):
+        pair: tuple[Array, Callable[[Array], Gradients]] = _elsewhere(x, *request.arrays).normalize_vjp(x, request)
         return pair
-    y, raw_vjp = dispatch.load("host").normalize_vjp(
-        np.asarray(x), axes, _raw(weight), _raw(bias), eps, center, _raw_moments(moments), _raw(where)
-    )
+    y, raw_vjp = dispatch.load("host").normalize_vjp(np.asarray(x), request.converted(np.asarray, _raw_moments))
 
     def vjp(dy: Array) -> Gradients:
         if not is_concrete(dy):
-            traced: Gradients = pure().normalize_vjp(x, *arguments)[1](dy)
+            traced: Gradients = pure().normalize_vjp(x, request)[1](dy)
             return traced
         return Gradients(*(None if g is None else _array(g, x) for g in raw_vjp(_raw(dy))))
 
@@ -161,9 +133,7 @@ def _parts(given: Moments | None) -> tuple[Any, ...]:
     return () if given is None else (given.shift, given.delta, given.m2)
 
 
-def _raw_moments(given: Moments | None) -> Moments | None:
-    if given is None:
-        return None
+def _raw_moments(given: Moments) -> Moments:
     count = given.count if given.count is None or isinstance(given.count, int) else np.asarray(given.count)
     shift, delta, m2 = (np.asarray(part, np.float64) for part in _parts(given))
     exponent = None if given.exponent is None else np.asarray(given.exponent)

@@ -19,6 +19,7 @@ from keepnorm.engines.jax import pairs
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
+from keepnorm.request import Request
 
 Array = Any
 Pair = pairs.Pair
@@ -47,18 +48,9 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -
     return _close(_apply((), high, low, step, *_parameters(scale, shift, axes)), x, axes)
 
 
-def normalize(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    out: None,
-) -> Array:
+def normalize(x: Array, request: Request, out: None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
+    axes, weight, bias, eps, center, moments, where = request
     high, low, mask = _open(x, axes, where)
     parameters = _parameters(weight, bias, axes)
     if moments is None:
@@ -66,30 +58,22 @@ def normalize(
     return _close(_apply((), high, low, _given_step(axes, eps, center, moments), *parameters), x, axes)
 
 
-def normalize_with_moments(
-    x: Array, axes: Axes, weight: Array | None, bias: Array | None, eps: float, where: Array | None
-) -> tuple[Array, Moments]:
+def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalised it."""
+    axes, weight, bias, eps, _, _, where = request
     high, low, mask = _open(x, axes, where)
     y = _own((axes, eps, True), high, low, mask, *_parameters(weight, bias, axes))
     return _close(y, x, axes), _handed_out(*_measured(high, low, mask, axes, eps, True), x, axes, mask)
 
 
 def normalize_vjp(
-    x: Array,
-    axes: Axes,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Array | None,
-    add: Callable[[Array], Array] | None = None,
+    x: Array, request: Request, add: Callable[[Array], Array] | None = None
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the function from its gradient to those of x, weight and bias.
 
     `add` is that of the standard engine; its sums are float32, but those of this part keep the pairs.
     """
+    axes, weight, bias, eps, center, moments, where = request
     high, low, mask = _open(x, axes, where)
     if moments is None:
         step = _own_step(*_measured(high, low, mask, axes, eps, center), eps)

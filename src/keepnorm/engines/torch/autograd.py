@@ -4,7 +4,7 @@ Where the backward itself is to be differentiated, or its cotangent is batched, 
 that every higher derivative is right.
 """
 
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from keepnorm.axes import Axes
@@ -12,6 +12,7 @@ from keepnorm.engines import standard
 from keepnorm.engines.torch.tensors import as_tensor, kernels_of, output, raw, raw_moments, tensor_moments
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
+from keepnorm.request import Engine, Request
 
 Tensor = Any
 
@@ -34,31 +35,24 @@ def functions() -> Any:
             x: Tensor,
             weight: Tensor | None,
             bias: Tensor | None,
-            kernels: ModuleType,
-            axes: Axes,
-            eps: float,
-            center: bool,
-            moments: Moments | None,
-            where: Tensor | None,
+            kernels: Engine,
+            request: Request,
         ) -> Tensor:
-            y, ctx.vjp = kernels.normalize_vjp(
-                raw(x), axes, raw(weight), raw(bias), eps, center, raw_moments(moments), raw(where)
-            )
-            ctx.save_for_backward(x, weight, bias, where)
-            ctx.rest = (axes, eps, center, moments)
+            y, ctx.vjp = kernels.normalize_vjp(raw(x), request.converted(raw, raw_moments))
+            ctx.save_for_backward(x, weight, bias, request.where)
+            ctx.request = request._replace(weight=None, bias=None, where=None)  # tensors belong to autograd
             return as_tensor(y)
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
             x, weight, bias, where = ctx.saved_tensors  # also refuses tensors that were written to since
-            axes, eps, center, moments = ctx.rest
             if torch.is_grad_enabled() or kernels_of(dy) is None:
-                _, vjp = standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
-                gradients = vjp(dy)
+                request = ctx.request._replace(weight=weight, bias=bias, where=where)
+                gradients = standard.normalize_vjp(x, request)[1](dy)
             else:
                 gradients = Gradients(*(None if g is None else as_tensor(g) for g in ctx.vjp(raw(dy))))
             needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
-            return (*needed, None, None, None, None, None, None)
+            return (*needed, None, None)
 
     class Measure(torch.autograd.Function):
         """(K, delta, M2) of x. K is a constant: what depends on x is the mean, whose gradient delta carries."""

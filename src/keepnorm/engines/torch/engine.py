@@ -28,6 +28,7 @@ from keepnorm.engines.torch.tensors import (
 )
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
+from keepnorm.request import Request
 
 Tensor = Any
 
@@ -61,69 +62,48 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor | None, axes: Axes, out: Tens
     return y if out is None else written(out)
 
 
-def normalize(
-    x: Tensor,
-    axes: Axes,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Tensor | None,
-    out: Tensor | None,
-) -> Tensor:
+def normalize(x: Tensor, request: Request, out: Tensor | None) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
-    differentiates = needs_gradient(x, weight, bias)
+    differentiates = needs_gradient(x, request.weight, request.bias)
     refuse_out(out, differentiates)
-    kernels = kernels_of(x, weight, bias, where, out, *tensors_of(moments))
+    kernels = kernels_of(x, out, *request.arrays, *tensors_of(request.moments))
     if kernels is None:
-        return standard.normalize(x, axes, weight, bias, eps, center, moments, where, out)
+        return standard.normalize(x, request, out)
     if differentiates:
-        return _functions().Normalize.apply(x, weight, bias, kernels, axes, eps, center, moments, where)
+        return _functions().Normalize.apply(x, request.weight, request.bias, kernels, request)
     y = output(x) if out is None and not x.is_cuda else out
-    given = raw(x), axes, raw(weight), raw(bias), eps, center, raw_moments(moments), raw(where)
+    given = raw(x), request.converted(raw, raw_moments)
     if y is None:
         return kernels.normalize(*given, None)  # its engine makes the result itself
     kernels.normalize(*given, raw(y))
     return y if out is None else written(out)
 
 
-def normalize_with_moments(
-    x: Tensor, axes: Axes, weight: Tensor | None, bias: Tensor | None, eps: float, where: Tensor | None
-) -> tuple[Tensor, Moments]:
+def normalize_with_moments(x: Tensor, request: Request) -> tuple[Tensor, Moments]:
     """The normalised tensor and the moments that normalised it; only the tensor is differentiable."""
-    kernels = kernels_of(x, weight, bias, where)
+    kernels = kernels_of(x, *request.arrays)
     if kernels is None:
-        return standard.normalize_with_moments(x, axes, weight, bias, eps, where)
-    if needs_gradient(x, weight, bias):
-        seen = tensor_moments(kernels.moments(raw(x), axes, raw(where)))
-        return _functions().Normalize.apply(x, weight, bias, kernels, axes, eps, True, None, where), seen
-    y, state = kernels.normalize_with_moments(raw(x), axes, raw(weight), raw(bias), eps, raw(where))
+        return standard.normalize_with_moments(x, request)
+    if needs_gradient(x, request.weight, request.bias):
+        seen = tensor_moments(kernels.moments(raw(x), request.axes, raw(request.where)))
+        return _functions().Normalize.apply(x, request.weight, request.bias, kernels, request), seen
+    y, state = kernels.normalize_with_moments(raw(x), request.converted(raw, raw_moments))
     return as_tensor(y), tensor_moments(state)
 
 
-def normalize_vjp(
-    x: Tensor,
-    axes: Axes,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    center: bool,
-    moments: Moments | None,
-    where: Tensor | None,
-) -> tuple[Tensor, Callable[[Tensor], Gradients]]:
+def normalize_vjp(x: Tensor, request: Request) -> tuple[Tensor, Callable[[Tensor], Gradients]]:
     """The normalised tensor, and the function from its gradient to those of x, weight and bias."""
-    kernels = kernels_of(x, weight, bias, where, *tensors_of(moments))
-    refuse_changed = _watch(x=x, weight=weight, where=where)
-    if kernels is None or needs_gradient(x, weight, bias):
-        y, pull = standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)
+    kernels = kernels_of(x, *request.arrays, *tensors_of(request.moments))
+    refuse_changed = _watch(x=x, weight=request.weight, where=request.where)
+    if kernels is None or needs_gradient(x, request.weight, request.bias):
+        y, pull = standard.normalize_vjp(x, request)
         return y, lambda dy: (refuse_changed(), pull(dy))[1]
-    y, raw_vjp = kernels.normalize_vjp(raw(x), axes, raw(weight), raw(bias), eps, center, raw_moments(moments), raw(where))
+    y, raw_vjp = kernels.normalize_vjp(raw(x), request.converted(raw, raw_moments))
 
     def vjp(dy: Tensor) -> Gradients:
         refuse_changed()
         if kernels_of(dy) is not kernels or needs_gradient(dy):
-            return standard.normalize_vjp(x, axes, weight, bias, eps, center, moments, where)[1](dy)
+            return standard.normalize_vjp(x, request)[1](dy)
         return Gradients(*(None if g is None else as_tensor(g) for g in raw_vjp(raw(dy))))
 
     return as_tensor(y), vjp

@@ -146,8 +146,8 @@ class _Seen:
 _SEEN = _Seen()
 
 
-def raw_moments(given: Moments | None) -> Moments | None:
-    return None if given is None else _converted(given, raw)
+def raw_moments(given: Moments) -> Moments:
+    return _converted(given, raw)
 
 
 def with_count(seen: Moments) -> Moments:
