@@ -6,7 +6,7 @@ Everything here is integers and strings; no array is touched. Every error about 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from operator import index
 from typing import Any, NoReturn, SupportsIndex
@@ -24,7 +24,7 @@ _LONGEST = 200  # characters of a pattern, which errors repeat
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*|[()]|1(?!\d))")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Axes:
     """The role of every axis of x, after the axes that a pattern groups have been split.
 
@@ -53,22 +53,22 @@ class Axes:
         """Cheaper than that of all fields: axes are looked up in every call."""
         return hash((self.source, self.keep))
 
-    @property
+    @cached_property
     def reduce(self) -> tuple[int, ...]:
         """The axes of `shape` that are not kept."""
         return tuple(a for a in range(len(self.shape)) if a not in self.keep)
 
-    @property
+    @cached_property
     def kept_shape(self) -> tuple[int, ...]:
         """The shape of the mean and of the variance."""
         return tuple(self.shape[a] for a in self.keep)
 
-    @property
+    @cached_property
     def affine_shape(self) -> tuple[int, ...]:
         """The shape of weight and bias, one size for each affine axis of `shape`."""
         return tuple(self.shape[a] for a in self.affine)
 
-    @property
+    @cached_property
     def source_affine_shape(self) -> tuple[int, ...]:
         """The shape of weight and bias counted in axes of x: (64,) where `affine_shape` is (32, 2)."""
         sizes: dict[int, int] = {}
@@ -76,17 +76,17 @@ class Axes:
             sizes[self.origin[a]] = sizes.get(self.origin[a], 1) * self.shape[a]
         return tuple(sizes.values())
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many values of x one kept cell has."""
         return prod(self.shape[a] for a in self.reduce)
 
-    @property
+    @cached_property
     def broadcast_shape(self) -> tuple[int, ...]:
         """The kept shape with a 1 for every reduced axis: what broadcasts against x in `shape`."""
         return tuple(n if a in self.keep else 1 for a, n in enumerate(self.shape))
 
-    @property
+    @cached_property
     def affine_broadcast_shape(self) -> tuple[int, ...]:
         """The affine shape with a 1 for every other axis."""
         return tuple(n if a in self.affine else 1 for a, n in enumerate(self.shape))

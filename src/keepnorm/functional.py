@@ -70,7 +70,9 @@ def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, *
         labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
         labelled: Moments = labels.moments(moments(labels.values, labels.words[0], where=labels.mask(where), **sizes))
         return labelled
-    seen: Moments = call.engine.moments(x, call.axes, validate.mask(where, call))
+    if where is not None:
+        where = validate.mask(where, call)
+    seen: Moments = call.engine.moments(x, call.axes, where)
     return seen
 
 
@@ -326,7 +328,9 @@ def normalize_roles(
         if y is not None:
             return y
     request = validate.request(call, asked)
-    y = call.engine.normalize(x, request, validate.output(out, call))
-    if ready is None and call.name == "host":
+    if out is not None:
+        out = validate.output(out, call)
+    y = call.engine.normalize(x, request, out)
+    if ready is None and moments is None and where is None and call.name == "host":
         call.ready[weight is None][bias is None] = call.engine.known(call.axes, x.dtype, weight, bias)
     return y

@@ -15,7 +15,7 @@ threads nor on how many cells there are, so that the answer has the same bits fo
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -70,7 +70,7 @@ class Axis(NamedTuple):
 UNIT = Axis(1, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """How the kernels walk one array (and others of the same shape beside it).
 
@@ -122,32 +122,32 @@ class Plan:
     cell_order: tuple[tuple[int, bool], ...]
     affine_order: tuple[tuple[int, bool], ...]
 
-    @property
+    @cached_property
     def cells_outside(self) -> int:
         """The number of positions of the outer kept axes."""
         return prod(a.size for a in self.kept)
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """The number of positions of the outer reduced axes."""
         return prod(a.size for a in self.outer)
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         """The number of chunks of `lane_kept`."""
         return -(-self.lane_kept.size // self.chunk)
 
-    @property
+    @cached_property
     def cells(self) -> int:
         """The number of kept cells."""
         return self.cells_outside * self.lane_kept.size
 
-    @property
+    @cached_property
     def count(self) -> int:
         """The number of values of each cell."""
         return self.positions * self.inner.size * self.lane_reduced.size
 
-    @property
+    @cached_property
     def own(self) -> bool:
         """Whether every value of a cell has a weight and a bias of its own, which all cells share."""
         reduced = [a for a in (*self.outer, self.inner, self.lane_reduced) if a.size > 1 and not a.cell]

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 import array_api_compat as compat
+import numpy as np
 
 from keepnorm.subclasses import refuse
 
@@ -18,8 +19,6 @@ def to_numpy(values: Array) -> Array:
     TypeError
         If it is masked, or another array whose meaning would be lost.
     """
-    import numpy as np
-
     refuse(values, "a parameter or running moment")
     if isinstance(values, np.ndarray):  # asked first: torch.compile gives NumPy's arrays the methods of its tensors
         return np.asarray(values)
@@ -34,8 +33,6 @@ def to_numpy(values: Array) -> Array:
 
 def read(values: Array) -> Any:
     """`values` as a NumPy array where they lie in this process's memory; None where they are traced, lazy or on a device."""
-    import numpy as np
-
     if isinstance(values, np.ndarray | np.generic | float):
         return np.asarray(values)
     if compat.is_torch_array(values) and type(values).__module__.startswith("torch"):
@@ -48,7 +45,7 @@ def read(values: Array) -> Any:
 
 def like(values: Array | None, x: Array) -> Array | None:
     """`values` in the library and on the device of x; as they are where they are there, or where x's library takes NumPy's."""
-    if values is None or type(values) is type(x) is type(to_numpy(0)):
+    if values is None or type(values) is type(x) is np.ndarray:
         return values
     if compat.is_numpy_array(x):
         return to_numpy(values)

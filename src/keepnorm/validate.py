@@ -5,10 +5,10 @@ costs one look-up. Nothing here reads a value of an array.
 """
 
 from collections.abc import Callable, Mapping
-from math import isfinite
+from math import inf, isfinite
 from numbers import Real
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -128,11 +128,21 @@ def request(known: Call, asked: Asked) -> Request:
         If a part of it is not what it must be, or the reduced axes are empty and no moments are given.
     """
     weight, bias, eps, center, moments, where = asked
-    weight, bias = parameter(weight, "weight", known), parameter(bias, "bias", known)
-    where, eps, center = mask(where, known), epsilon(eps), flag(center, "center")
-    if moments is None:
-        not_empty(known)
-    return Request(known.axes, weight, bias, eps, center, given(moments, known, eps, center), where)
+    if weight is not None:
+        weight = parameter(weight, "weight", known)
+    if bias is not None:
+        bias = parameter(bias, "bias", known)
+    if where is not None:
+        where = mask(where, known)
+    if type(eps) is not float or not 0.0 <= eps < inf:
+        eps = epsilon(eps)
+    if type(center) is not bool:
+        flag(center, "center")
+    if moments is not None:
+        moments = given(moments, known, eps, center)
+    elif known.empty:
+        refuse_nothing(known)
+    return Request(known.axes, weight, bias, eps, center, moments, where)
 
 
 def parameter(value: Any, name: str, known: Call) -> Any:
@@ -152,7 +162,7 @@ def parameter(value: Any, name: str, known: Call) -> Any:
         result_name_of(value, name)
     if known.axes.written is not None:
         refuse_order(name, known.axes.written)
-    shape = shape_of(value, name)
+    shape = value.shape if type(value) is np.ndarray else shape_of(value, name)
     if shape == known.affine_shape:
         return value
     if shape == known.source_affine_shape:
@@ -222,8 +232,6 @@ def _has_own_places(out: Array, shape: tuple[int, ...], known: Call) -> bool:
 
 def epsilon(eps: Any) -> float:
     """A finite real number of at least 0."""
-    if type(eps) is float and 0.0 <= eps < float("inf"):
-        return eps
     if isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a real number; got {described(eps)}")
     value = float(eps)
@@ -239,22 +247,20 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
-def given(moments: Moments | None, known: Call, eps: float, center: bool) -> Moments | None:
+def given(moments: Moments, known: Call, eps: float, center: bool) -> Moments:
     """Moments to normalise with: one mean and one variance for each kept cell of x, of which a root can be taken."""
-    if moments is None:
-        return None
     if not isinstance(moments, Moments):
         raise TypeError(f"moments must be keepnorm.Moments, such as Moments.from_mean_var makes; got {type(moments).__name__}")
     if type(moments.shift).__module__ != "numpy":  # a NumPy state, which is small, goes with every library
         _of_library(moments.shift, "moments", known)
-    if moments.shape != known.kept_shape:
+    if tuple(moments.shift.shape) != known.kept_shape:
         raise ValueError(
             f"moments have shape {moments.shape}, but the kept axes {known.axes.keep} of x with shape {known.shape} "
             f"need {known.kept_shape}"
         )
     if moments.ndim == len(known.axes.shape) and moments.keep != known.axes.keep:
         raise ValueError(f"moments are of keep={moments.keep}; got keep={known.axes.keep} of x with shape {known.shape}")
-    m2 = read(moments.m2)
+    m2 = moments.m2 if type(moments.m2) is np.ndarray else read(moments.m2)
     if m2 is not None and (m2 < 0).any():
         count = 1 if moments.count is None else moments.count if isinstance(moments.count, int) else read(moments.count)
         square = 0.0 if center else (read(moments.shift) + read(moments.delta)) ** 2
@@ -291,12 +297,11 @@ def cotangent(dy: Array, known: Call) -> Array:
     return dy
 
 
-def not_empty(known: Call) -> None:
+def refuse_nothing(known: Call) -> NoReturn:
     """Refuse to normalise with the moments of nothing."""
-    if known.empty and known.axes is not None:
-        raise ValueError(
-            f"x has nothing to take a mean of: its reduced axes {known.axes.reduce} are empty; got shape {known.shape}"
-        )
+    raise ValueError(
+        f"x has nothing to take a mean of: its reduced axes {known.axes.reduce} are empty; got shape {known.shape}"
+    )
 
 
 def _of_library(value: Any, name: str, known: Call) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from keepnorm.bounded import remember
 from keepnorm.engines import standard
 from keepnorm.engines.host import magnitude, masked, pieces
 from keepnorm.engines.host.backward import vjp
-from keepnorm.engines.host.fast_path import Ready, prepare
+from keepnorm.engines.host.fast_path import Ready, prepare, prepare_given, prepare_moments
 from keepnorm.engines.host.magnitude import Scaled
 from keepnorm.engines.host.memory import (
     UNIT,
@@ -26,7 +26,7 @@ from keepnorm.engines.host.memory import (
     walk,
 )
 from keepnorm.engines.host.pool import LARGE, empty_like
-from keepnorm.engines.host.stages import NO_PART, Stage, centers, forward, part_shape, reduction
+from keepnorm.engines.host.stages import NO_OUTPUT, NO_PART, Stage, centers, forward, part_shape, reduction
 from keepnorm.engines.host.stages import affine as affine_stage
 from keepnorm.gradients import Gradients
 from keepnorm.kernels.columns import DELTA, M2, STATE_ROWS, K, N
@@ -46,12 +46,11 @@ Arguments: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 # Where the states of blocks and of cells are among a kernel's arguments.
 _PART, _STATE = 5, 6
 
-_NO_OUTPUT = np.empty(1, np.float32)
 _SINGLE = np.dtype(np.float32)
 
-# Calls of before, by the identity of their axes, their dtype, and by which parameters are missing; the axes are held, so that
-# their identity stays their own.
-_READY: dict[tuple[int, np.dtype[Any], bool, bool], tuple[Axes, Ready]] = {}
+# The fast paths of repeated calls, by the identity of their axes, their dtype, the operation, and which parameters are
+# missing; the axes are held, so that their identity stays their own.
+_READY: dict[tuple[Any, ...], tuple[Axes, Any]] = {}
 _MOST_READY = 4096
 
 # Values of a result that is surely not large: small calls ask no further.
@@ -75,9 +74,17 @@ def _or_standard(function: Callable[P, R]) -> Callable[P, R]:
 @_or_standard
 def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     """Count, mean and variance of each kept cell."""
+    key = id(axes), x.dtype, "moments"
+    ready = _READY.get(key) if where is None else None
+    if ready is not None and (seen := ready[1](x)) is not None:
+        return cast("Moments", seen)
     found = _sums(x, axes, where)
     exponent = _unusual(x, axes, where, found.shift, found.m2, 0.0, True)
     if exponent is None:
+        if where is None and ready is None and x.size and x.dtype.kind != "b" and x.flags.carray and x.dtype.isnative:
+            steps = walk(plain(axes), (x,))
+            if steps.cells_in_order:
+                remember(_READY, key, (axes, _with_entry(prepare_moments, x, NO_OUTPUT, axes, steps)), _MOST_READY)
         return found
     return _sums(magnitude.scaled(x, axes, exponent), axes, where).back(exponent.reshape(axes.kept_shape))
 
@@ -96,7 +103,7 @@ def _sums(x: Array, axes: Axes, where: Array | None) -> Moments:
         return _no_data(x, axes)
     steps = walk(plain(axes), (x,))
     state = np.empty((STATE_ROWS, steps.cells))
-    arguments = _arguments(flat(x), _NO_OUTPUT, steps, state, UNIT, 0.0, True)
+    arguments = _arguments(flat(x), NO_OUTPUT, steps, state, UNIT, 0.0, True)
     _run(steps, reduction(steps, threads_for(x.size, steps.cells)), arguments)
     return _to_moments(state, steps, axes, x.dtype)
 
@@ -104,6 +111,9 @@ def _sums(x: Array, axes: Axes, where: Array | None) -> Moments:
 @_or_standard
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:
     """``x * scale + shift``: the affine step of cells with mean 0 and variance 1."""
+    ready = _READY.get((id(axes), x.dtype, "given", False))
+    if ready is not None and (y := ready[1](x, scale, shift, 0.0, True, None, out)) is not None:
+        return cast("Array", y)
     result, target = _outputs(x, out)
     x = readable(x)
     if x.size:
@@ -113,6 +123,7 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
         parameters = parameters_for(steps, scale, shift, target, out is None)
         threads = threads_for(x.size, steps.cells)
         _apply_given(steps, _arguments(flat(x), flat(target), steps, state, parameters, 0.0, True), threads)
+        _keep_given(x, axes, scale, shift, result)
     return _finish(result, target)
 
 
@@ -120,18 +131,24 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
 def normalize(x: Array, request: Request, out: Array | None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with given moments, or with those of x."""
     axes, weight, bias, eps, center, moments, where = request
-    if moments is None and where is None:
+    y = None
+    if moments is not None:
+        applied = _READY.get((id(axes), x.dtype, "given", weight is None and bias is None))
+        y = None if applied is None else applied[1](x, weight, bias, eps, center, moments, out)
+    elif where is None:
         ready = known(axes, x.dtype, weight, bias)
         y = None if ready is None else ready(x, weight, bias, eps, center, out)
-        if y is not None:
-            return y
+    if y is not None:
+        return cast("Array", y)
     result, target = _outputs(x, out)
     x = readable(x)
     if x.size > pieces.MOST and _by_pieces(x, target, request):
         return _finish(result, target)
     if x.size:
         _normalize(x, target, request, out is None)
-        if moments is None and where is None and all(a is None or _is_usual(a) for a in (x, result, weight, bias)):
+        if moments is not None:
+            _keep_given(x, axes, weight, bias, result)
+        elif where is None and all(a is None or _is_usual(a) for a in (x, result, weight, bias)):
             _keep_ready(x, axes, weight, bias)
     return _finish(result, target)
 
@@ -157,6 +174,22 @@ def known(axes: Axes, dtype: np.dtype[Any], weight: Array | None, bias: Array | 
     """What `normalize` does, for further calls with these axes, this dtype and these parameters, if they can be short."""
     ready = _READY.get((id(axes), dtype, weight is None, bias is None))
     return None if ready is None else ready[1]
+
+
+def _keep_given(x: Array, axes: Axes, weight: Array | None, bias: Array | None, result: Array) -> None:
+    """Remember the affine step of such arrays."""
+    if not all(a is None or _is_usual(a) for a in (x, result, weight, bias)):
+        return
+    key = id(axes), x.dtype, "given", weight is None and bias is None
+    steps = walk(plain(axes) if key[-1] else axes, (x, x))
+    if key not in _READY and steps.affine_in_order and steps.cells_in_order:
+        remember(_READY, key, (axes, _with_entry(prepare_given, x, x, axes, steps)), _MOST_READY)
+
+
+def _with_entry(prepare: Callable[..., R], x: Array, y: Array, axes: Axes, steps: Walk) -> R:
+    """A fast path with the machine code for x and y."""
+    dtypes, arguments = _arguments(flat(x), flat(y), steps, np.empty((STATE_ROWS, steps.cells)), UNIT, 0.0, True)
+    return prepare(axes, x.dtype, steps, entry_for(steps.family, dtypes, arguments))
 
 
 def _is_usual(a: Array) -> bool:

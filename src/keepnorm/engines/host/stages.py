@@ -14,6 +14,9 @@ from keepnorm.machine import SERIAL
 # For kernels of which no stage leaves states of blocks for another.
 NO_PART = np.empty((1, MEASURED_ROWS, 1))
 
+# What stages without a result write.
+NO_OUTPUT = np.empty(1, np.float32)
+
 
 class Stage(NamedTuple):
     """One start of a kernel."""
