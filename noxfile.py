@@ -134,10 +134,11 @@ def nightly(session: nox.Session, peer: str) -> None:
 
 @nox.session
 def training(session: nox.Session) -> None:
-    """Training steps and converted networks, PyTorch, Keras and Flax side by side in one environment."""
+    """Training steps, converted networks and layers, PyTorch, Keras and Flax side by side in one environment."""
     install(session, "test", "training", extras="demo")
-    names = ("dialects", "porting", "renorm", "batchnorm")
-    pytest(session, "conformance/test_training.py", *(f"tests/test_{name}.py" for name in names), KERAS_BACKEND="jax")
+    names = ("dialects", "porting", "renorm", "batchnorm", "layers_torch")
+    files = (*(f"tests/test_{name}.py" for name in names), "tests/test_repository.py::test_the_examples_of_docstrings_run")
+    pytest(session, "conformance/test_training.py", *files, KERAS_BACKEND="jax")
 
 
 @nox.session
