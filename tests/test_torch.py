@@ -431,3 +431,17 @@ def test_values_of_any_magnitude_of_float64():
         other = (x.detach() / scale).requires_grad_()
         kn.normalize(other, 1, eps=0)[0].sum().backward()
         assert torch.equal(x.grad * scale, other.grad)
+
+
+@pytest.mark.parametrize("keep", [(), 1])
+@pytest.mark.parametrize("size", [1.0, 2.0**531, 2.0**-661])
+def test_the_gradient_of_a_deviation_is_right_at_any_magnitude(keep, size):
+    """d std / dx = (x - mean) / (n std), which a power of two does not change."""
+    x = np.array([[1.0, 2, 9], [4, 3, 3], [7, 1, 0]])
+    wide = np.asarray(x.mean(None if keep == () else 0)), np.asarray(x.std(None if keep == () else 0))
+    exact = (x - wide[0]) / (wide[1] * (x.size if keep == () else len(x)))
+    t = torch.from_numpy(x * size).requires_grad_()
+    seen = kn.moments(t, keep)
+    seen.std.sum().backward()
+    np.testing.assert_allclose(t.grad.numpy(), exact, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(seen.std.detach().numpy() / size, wide[1], rtol=1e-15)

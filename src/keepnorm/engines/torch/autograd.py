@@ -12,6 +12,7 @@ from keepnorm.engines import standard
 from keepnorm.engines.torch.tensors import as_tensor, kernels_of, output, raw, raw_moments, tensor_moments
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
+from keepnorm.powers import times_power
 from keepnorm.request import Engine, Request
 
 Tensor = Any
@@ -62,7 +63,7 @@ def functions() -> Any:
             found = tensor_moments(_on(x).moments(raw(x), axes, raw(where)))
             seen.append(found)
             ctx.save_for_backward(x, where)
-            ctx.axes = axes
+            ctx.axes, ctx.exponent = axes, found.exponent
             ctx.mark_non_differentiable(found.shift)
             return found.shift, found.delta, found.m2
 
@@ -73,7 +74,12 @@ def functions() -> Any:
             state = standard.moments(x, axes, where)
             mean, ddelta, dm2 = (a.reshape(axes.broadcast_shape) for a in (state.shift + state.delta, ddelta, dm2))
             count = state.count if isinstance(state.count, int) else state.count.reshape(axes.broadcast_shape)
-            dx = ddelta / count + 2 * (x.double().reshape(axes.shape) - mean) * dm2
+            off = x.double().reshape(axes.shape) - mean
+            if ctx.exponent is None:
+                dx = ddelta / count + 2 * off * dm2
+            else:  # M2 is that of x * 2^-exponent
+                down = -ctx.exponent.reshape(axes.broadcast_shape)
+                dx = ddelta / count + times_power(2 * times_power(off, down) * dm2, down)
             if where is not None:
                 dx = torch.where(where.broadcast_to(x.shape).reshape(axes.shape), dx, 0.0)
             return dx.reshape(x.shape).to(x.dtype), None, None, None

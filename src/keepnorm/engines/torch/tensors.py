@@ -110,6 +110,7 @@ def as_tensor(array: Any) -> Tensor:
     """A tensor on the memory of what a kernel gave back."""
     if isinstance(array, torch.Tensor):
         return array
+    array = np.asarray(array)  # NumPy's arithmetic turns an array without axes into a scalar
     if dispatch.dtype_name(array.dtype) == "bfloat16":
         return torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
     return torch.from_numpy(array)
