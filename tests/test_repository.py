@@ -261,3 +261,30 @@ def test_contributing_draws_every_folder():
     folders = {path.parent.relative_to(SOURCE).as_posix() for path in FILES} - {".", "kernels", "engines"}
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert {folder for folder in folders if f"{folder.rpartition('/')[2]}/" not in text} <= {"stats/readers"}
+
+
+# Packages whose module has another name, and modules that are no package or need a GPU.
+PACKAGES = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "haiku": "dm-haiku",
+    "numba_cuda": "numba-cuda",
+    "tensorflow": "tensorflow-cpu",
+}
+ELSEWHERE = {"pwd", "cupy"}
+
+
+def test_what_a_test_skips_without_is_installed_by_a_session():
+    """A test that no session can run passes whatever it says: what it needs is an extra or in a group."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"].values(), project["project"]["optional-dependencies"].values()
+    named = {
+        re.split(r"[\[<>=; ]", line)[0].replace("_", "-")
+        for part in groups
+        for each in part
+        for line in each
+        if isinstance(line, str)
+    }
+    for path in (*ROOT.glob("tests/**/*.py"), *ROOT.glob("conformance/**/*.py")):
+        needed = {name.partition(".")[0] for name in re.findall(r'importorskip\("([\w.]+)"', path.read_text())}
+        assert {PACKAGES.get(name, name).replace("_", "-") for name in needed - ELSEWHERE - {"keepnorm"}} <= named, path
