@@ -90,6 +90,25 @@ def _strict(b):
     return Kind(b, type(xp.asarray(1.0)), lambda x: xp.asarray(np.array(x)), lambda x: np.asarray(x), _call)
 
 
+def _mlx(b):
+    mx = pytest.importorskip("mlx.core")
+
+    def make(x):
+        x = np.array(x)
+        if x.dtype.name == "bfloat16":
+            return mx.array(x.view(np.uint16)).view(mx.bfloat16)
+        return mx.array(x, dtype=getattr(mx, "bool_" if x.dtype.name == "bool" else x.dtype.name))
+
+    def read(x):
+        if x.dtype == mx.bfloat16:
+            import ml_dtypes
+
+            return np.array(x.view(mx.uint16)).view(ml_dtypes.bfloat16)
+        return np.array(x)
+
+    return Kind(b, mx.array, make, read, _call)
+
+
 _MAKERS = {
     "numpy": _numpy,
     "torch": _torch,
@@ -98,6 +117,7 @@ _MAKERS = {
     "dask": _dask,
     "xarray": _xarray,
     "array API": _strict,
+    "mlx": _mlx,
 }
 
 

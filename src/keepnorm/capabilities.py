@@ -99,6 +99,7 @@ BACKENDS = (
         "float64",
         ("float32", "float64", *_ALL[4:]),
     ),
+    Backend("mlx", "mlx", "mlx", False, False, True, "library", "traced", True, "float64", _ALL),
     Backend("cupy", "cupy", "cuda", False, True, False, "vjp", "-", True, "float64", _ALL),
 )
 

@@ -54,6 +54,8 @@ def like(values: Array | None, x: Array) -> Array | None:
     if not compat.is_array_api_obj(x):
         return values
     xp = compat.array_namespace(x)
+    if not hasattr(x, "device"):  # MLX's
+        return values if _same(values, x) else xp.asarray(to_numpy(values))
     if _same(values, x):
         return values if compat.device(values) == compat.device(x) else compat.to_device(values, compat.device(x))
     # A copy: some libraries warn of memory that they may not write to, and none of them may change ours.

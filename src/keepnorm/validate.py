@@ -16,6 +16,7 @@ from keepnorm import hints
 from keepnorm.axes import Axes, refuse_order
 from keepnorm.bounded import remember
 from keepnorm.engines import dispatch
+from keepnorm.engines.backends import BY_NAME
 from keepnorm.keywords import REQUIRED, axes_word, check_sizes, described
 from keepnorm.moments import Moments
 from keepnorm.places import distinct
@@ -205,7 +206,7 @@ def output(out: Any, known: Call) -> Any:
     """An array to write into: of the library, the shape and the result dtype of x, and writable."""
     if out is None:
         return None
-    if known.name in ("jax", "dask"):
+    if not BY_NAME[known.name].writable:
         raise TypeError(f"out= needs an array that can be written to, and none of {known.name} can; got {type(out).__name__}")
     if type(out) is not known.kind and _of_library(out, "out", known) is not out:
         raise TypeError(f"out must be an array of the library of x, {_library(known.kind)}; got {_library(type(out))}")
@@ -312,7 +313,8 @@ def _of_library(value: Any, name: str, known: Call) -> Any:
     """
     if type(value) is known.kind:
         return value
-    if isinstance(value, np.generic) and known.name in ("host", "jax", "dask"):
+    takes = BY_NAME[known.name].takes
+    if isinstance(value, np.generic) and (known.name == "host" or "host" in takes):
         return np.asarray(value)
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name} must be an array of the library of x, {_library(known.kind)}; got {type(value).__name__}")
@@ -324,7 +326,7 @@ def _of_library(value: Any, name: str, known: Call) -> Any:
         engine = ""
     if engine == known.name and (engine != "standard" or _library(type(value)) == _library(known.kind)):
         return value
-    if engine == "host" and known.name in ("jax", "dask"):
+    if engine in takes:
         return value
     if engine == "jax" and known.name == "host" and dispatch.load("jax").is_concrete(value):
         return np.asarray(value)

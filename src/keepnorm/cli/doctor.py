@@ -7,17 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-# Engine, the packages that it needs, and how to get them.
-_ENGINES = (
-    ("host", ("numpy", "numba"), "NumPy arrays", "python -m pip install keepnorm"),
-    ("standard", ("array-api-compat",), "any array API library's arrays", "python -m pip install keepnorm"),
-    ("torch", ("torch",), "PyTorch tensors", "python -m pip install torch"),
-    ("jax", ("jax",), "JAX arrays", "python -m pip install jax"),
-    ("dask", ("dask",), "dask arrays", 'python -m pip install "keepnorm[dask]"'),
-    ("cuda", ("numba-cuda",), "CuPy arrays and CUDA tensors", 'python -m pip install "keepnorm[cuda13]"'),
-)
+from keepnorm.engines.backends import BACKENDS
+
 _ALSO = (
-    "xarray",
     "ml_dtypes",
     "keras",
     "tensorflow",
@@ -43,12 +35,13 @@ def report() -> Iterator[str]:
     yield f"Python {platform.python_version()} on {platform.platform()}"
     yield ""
     yield "engines"
-    for name, needs, serves, install in _ENGINES:
-        found = {package: _version(package) for package in needs}
+    for engine in BACKENDS:
+        found = {package: _version(package) for package in engine.needs}
         if all(found.values()):
-            yield f"  {name:9} {serves}: " + ", ".join(f"{package} {v}" for package, v in found.items())
+            yield f"  {engine.name:9} {engine.serves}: " + ", ".join(f"{package} {v}" for package, v in found.items())
         else:
-            yield f"  {name:9} not here: {serves} need {' and '.join(p for p, v in found.items() if not v)} ({install})"
+            missing = " and ".join(package for package, v in found.items() if not v)
+            yield f"  {engine.name:9} not here: {engine.serves} need {missing} ({engine.install})"
     yield ""
     yield f"threading layer  {_layer()}"
     yield f"cache folder     {_cache()}"

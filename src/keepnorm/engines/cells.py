@@ -23,7 +23,10 @@ def has(name: str, x: Array, xp: Any) -> bool:
 
 def device_of(x: Array) -> Any:
     """Where x is, in the words of its namespace."""
-    found = device(x)
+    try:
+        found = device(x)
+    except AttributeError:  # MLX's arrays are on no device: its operations are
+        return None
     # A traced JAX array has no device yet, and NumPy's is a word that its own info refuses in no version.
     return None if type(found).__module__.startswith("jax") else found
 

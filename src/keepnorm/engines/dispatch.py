@@ -1,41 +1,25 @@
 """Which engine serves this array: found by type, once for each type, importing no framework.
 
-========================= ==================================================================================
-array                     engine
-========================= ==================================================================================
-numpy.ndarray, memmap     host: CPU kernels, without a copy
-torch.Tensor              torch: CPU kernels on its memory; on another device the CUDA kernels or torch itself
-jax.Array                 jax: CPU kernels where it is concrete, jax.numpy where it is traced
-dask.array.Array          dask: lazy, one task for each chunk, moments merged in a tree
-cupy.ndarray              cuda: CUDA kernels if numba-cuda is installed, else CuPy itself
-xarray.DataArray          its data's engine; names, coordinates and attributes stay
-any array API array       standard: the array's own namespace
-========================= ==================================================================================
-
-Everything else is a TypeError that says what to pass.
+The libraries are the rows of `backends.BACKENDS`. Everything else is a TypeError that says what to pass.
 """
 
 import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
-import array_api_compat as compat
 import numpy as np
 
 from keepnorm import hints
+from keepnorm.engines import backends
 from keepnorm.subclasses import qualified, refuse
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Engines of several files, of which engine.py has the functions that every engine has.
-_FOLDERS = ("host", "torch", "cuda", "jax")
-
-_NAMES: dict[type, str] = {np.ndarray: "host", np.memmap: "host"}
+_NAMES: dict[type, str] = {}
 _ENGINES: dict[type, ModuleType] = {}
 
 
@@ -68,7 +52,8 @@ def name_of(x: Any, role: str = "x") -> str:
 @cache
 def load(name: str) -> ModuleType:
     """The engine of that name, loaded for the first array that it serves: no framework is imported before."""
-    return import_module(f"keepnorm.engines.{name}.engine" if name in _FOLDERS else f"keepnorm.engines.{name}")
+    engine = import_module(f"keepnorm.engines.{name}")
+    return import_module(f"keepnorm.engines.{name}.engine") if hasattr(engine, "__path__") else engine
 
 
 def elementary(x: Any) -> ModuleType:
@@ -78,13 +63,6 @@ def elementary(x: Any) -> ModuleType:
         pure: ModuleType = load(name).pure()
         return pure
     return load(name if name == "dask" else "standard")
-
-
-@cache
-def cuda_name() -> str:
-    """What serves memory on a CUDA device: the CUDA kernels where they can run, else the array's own library there."""
-    kernels = find_spec("numba_cuda") is not None and find_spec("keepnorm.engines.cuda.engine") is not None
-    return "cuda" if kernels else "standard"
 
 
 def in_graph(x: Any) -> bool:
@@ -148,20 +126,10 @@ def _last_word(dtype: Any) -> str:
 
 def _find(x: Any, role: str) -> str:
     refuse(x, role)
-    if compat.is_torch_array(x):
-        return "torch"
-    if compat.is_jax_array(x):
-        return "jax"
-    if compat.is_dask_array(x):
-        return "dask"
-    if compat.is_cupy_array(x):
-        return cuda_name()
-    roots = {base.__module__.partition(".")[0] for base in type(x).__mro__}
-    if "xarray" in roots and type(x).__name__ == "DataArray":
-        return "xarray"
-    if "sparse" not in roots and hasattr(x, "__array_namespace__"):
-        return "standard"
-    raise TypeError(
-        f"{role} must be an array: NumPy, CuPy, PyTorch, JAX, dask, xarray.DataArray or an array API library's; "
-        f"got {qualified(type(x))} ({hints.for_x(x)})"
-    )
+    backend = backends.of(x)
+    if backend is None:
+        raise TypeError(
+            f"{role} must be an array: NumPy, CuPy, PyTorch, JAX, dask, MLX, xarray.DataArray or an array API library's; "
+            f"got {qualified(type(x))} ({hints.for_x(x)})"
+        )
+    return backend.name

@@ -11,6 +11,7 @@ import torch
 from torch._C import _functorch
 
 from keepnorm.engines import dispatch
+from keepnorm.engines.backends import has_cuda_kernels
 from keepnorm.engines.host.pool import empty_like
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
@@ -48,7 +49,7 @@ def kernels_of(*tensors: Any) -> ModuleType | None:
     kind = device.type
     if kind == "cpu":
         return dispatch.load("host")
-    if kind == "cuda" and dispatch.cuda_name() == "cuda":
+    if kind == "cuda" and has_cuda_kernels():
         return dispatch.load("cuda")
     return None
 
