@@ -9,7 +9,8 @@ import pytest
 
 import keepnorm as kn
 from tests import oracle
-from tests.tolerance import assert_moments, assert_within, state
+from tests.layouts import LAYOUTS
+from tests.tolerance import assert_gradient, assert_moments, assert_output, assert_within, state
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 LOST = 2.0**7  # seven bits of float64
@@ -165,3 +166,23 @@ def test_given_means_may_lie_outside_the_range_of_integers(dtype, mean):
     for got in (y, kn.normalize(x, (), moments=given, eps=0)):
         assert_within(got, exact, 2 * np.spacing(np.abs(exact)))
     assert_within(vjp(np.ones(x.shape)).x, np.ones(x.shape), 0)
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u4"])
+@pytest.mark.parametrize(("shape", "keep", "affine"), [((60, 7), 1, 1), ((7, 60), 0, 0), ((7, 60), 0, 1), ((60, 7), 1, 0)])
+def test_short_spreads_of_large_integers_keep_the_rest_of_their_mean(rng, shape, keep, affine, dtype):
+    """float64 holds the mean of values near 2^31 to 2^-21, a hundred thousandth of a deviation here."""
+    x = (np.iinfo(dtype).max - 1000 - rng.integers(0, 4, shape)).astype(dtype)
+    dy = rng.standard_normal(shape).astype("f4")
+    weight, bias = (rng.uniform(0.5, 1, shape[affine]).astype("f4") for _ in range(2))
+    exact = oracle.normalize(x, keep, weight, bias, affine=affine)
+    dx, dweight, _, terms = oracle.gradients(x, dy, keep, weight, affine=affine)
+    bits = set()
+    for store in LAYOUTS.values():
+        y, vjp = kn.normalize_vjp(store(x), keep, weight, bias, affine=affine)
+        bits.add(y.tobytes())
+        assert_output(y, exact, x.size)
+        got = vjp(store(dy))
+        assert_gradient(got.x, dx, np.abs(dx).max(), x.size, terms=terms.max())
+        assert_gradient(got.weight, dweight, np.abs(dweight).max(), x.size, terms=np.abs(dy).sum())
+    assert len(bits) == 1

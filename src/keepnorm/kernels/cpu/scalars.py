@@ -103,12 +103,12 @@ def _less(value, low):
 
 
 def centred(value, mean, low):
-    """The value less a mean in two floats; the second is below the last place of anything but 64-bit values."""
+    """The value less a mean in two floats; the second is below the last place of a narrow float and of a short integer."""
 
 
 @variant(centred)
 def _centred(value, mean, low):
-    if value in (types.float64, types.int64, types.uint64):
+    if value in (types.float64, types.int64, types.uint64, types.int32, types.uint32):
         return lambda value, mean, low: _less(deviation(value, mean), low)
     return lambda value, mean, low: deviation(value, mean)  # noqa: ARG005
 

@@ -53,14 +53,20 @@ def _centres(typing, n, shift, delta, m2, eps, center, narrow):
         c = builder.fmul(scale, same(_SPLIT))
         short = builder.fsub(c, builder.fsub(c, scale))
         unit = builder.fdiv(same(_DROP), short)
-        short_mean = builder.fadd(builder.fadd(mean, builder.fmul(unit, same(OFF_HALFWAY))), unit)
-        short_mean = builder.fsub(short_mean, unit)
+        off = builder.fmul(unit, same(OFF_HALFWAY))
+
+        def shortened(value):
+            return builder.fsub(builder.fadd(builder.fadd(value, off), unit), unit)
+
+        short_mean = shortened(mean)
+        # 0 as a rule; of integers whose mean is 2^23 deviations or more, what float64 has lost of it.
+        short_low = shortened(builder.fadd(builder.fsub(mean, short_mean), low))
         # The mean of a constant stays exact, and so does its result; a scale of 0 has no last place.
         has_both = builder.and_(builder.fcmp_ordered(">", var, nothing), builder.fcmp_ordered(">", scale, nothing))
         rounded = builder.and_(has_both, filled(builder, narrow))
         results = [
             builder.select(center, builder.select(rounded, short_mean, mean), nothing),
-            builder.select(center, builder.select(rounded, nothing, low), nothing),
+            builder.select(center, builder.select(rounded, short_low, low), nothing),
             builder.select(rounded, short, scale),
         ]
         return context.make_tuple(builder, signature.return_type, results)

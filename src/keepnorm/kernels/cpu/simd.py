@@ -479,12 +479,12 @@ def uncentred(typing, values, centre, result):
 
 @intrinsic
 def centred_values(typing, values, mean, low):
-    """Eight values less means in two floats; the second is below the last place of anything but 64-bit values."""
+    """Eight values less means in two floats; the second is below the last place of a narrow float and of a short integer."""
 
     def generate(context, builder, signature, arguments):
         kind = signature.args[0]
         away = _deviation(builder, kind, *arguments[:2])
-        return builder.fsub(away, arguments[2]) if kind is FLOATS or _is_whole(kind) else away
+        return builder.fsub(away, arguments[2]) if kind is FLOATS or _is_long(kind) else away
 
     return FLOATS(values, FLOATS, FLOATS), generate
 
@@ -492,6 +492,11 @@ def centred_values(typing, values, mean, low):
 def _is_whole(kind):
     """Whether values are integers that float64 cannot hold."""
     return isinstance(kind, Values) and kind.dtype in (types.int64, types.uint64)
+
+
+def _is_long(kind):
+    """Whether values are integers that float32 cannot hold."""
+    return _is_whole(kind) or (isinstance(kind, Values) and kind.dtype in (types.int32, types.uint32))
 
 
 def _deviation(builder, kind, given, mean):
