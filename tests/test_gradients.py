@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from keepnorm.kernels.cpu.prefetch import AHEAD
 from keepnorm.machine import is_serial
+from keepnorm.tuning import PREFETCH
 from tests import oracle
 from tests.layouts import LAYOUTS, layouts
 from tests.tolerance import assert_gradient
@@ -65,9 +65,9 @@ def test_weights_without_axes_and_numbers_that_numpy_took_out_of_an_array(rng, s
 
 @pytest.mark.parametrize("shape", [(8209, 65), (4001, 211), (1031, 512), (1033, 513), (200_003, 3), (600, 1100)], ids=str)
 def test_rows_that_are_summed_tile_by_tile(rng, shape):
-    """Rows side by side in memory, in arrays of more than traffic.AHEAD bytes."""
+    """Rows side by side in memory, in arrays of more than traffic.PREFETCH bytes."""
     x, dy, weight, bias = operands(rng, shape, -1, 100.0)
-    assert x.nbytes > AHEAD
+    assert x.nbytes > PREFETCH
     check(x, dy, -1, weight, bias)
 
 

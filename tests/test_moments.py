@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import keepnorm as kn
-from keepnorm.kernels.cpu.prefetch import AHEAD
+from keepnorm.tuning import PREFETCH
 from tests import oracle
 from tests.tolerance import assert_moments, assert_output, assert_within, state, ulp
 
@@ -68,7 +68,7 @@ def test_single_values_merge_to_the_whole(x):
     assert np.all(merged.var >= 0)
 
 
-# Rows side by side in memory, in arrays of more than traffic.AHEAD bytes: more than a tile of lanes, and not more than TILED.
+# Rows side by side in memory, in arrays of more than PREFETCH bytes: more than a tile of lanes, and not more than TILED.
 TILED_ROWS = [(8209, 65), (4001, 211), (2053, 256), (1031, 512), (1033, 513), (200_003, 3), (40, 61, 7, 49)]
 
 
@@ -76,7 +76,7 @@ TILED_ROWS = [(8209, 65), (4001, 211), (2053, 256), (1031, 512), (1033, 513), (2
 @pytest.mark.parametrize("shape", TILED_ROWS, ids=str)
 def test_rows_that_are_summed_tile_by_tile(rng, shape, dtype):
     x = (rng.standard_normal(shape) + 100).astype(dtype)
-    assert x.nbytes > AHEAD
+    assert x.nbytes > PREFETCH
     keep = 1 if len(shape) == 4 else -1
     assert_moments(kn.moments(x, keep), oracle.moments(x, keep), dtype)
 

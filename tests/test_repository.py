@@ -30,6 +30,7 @@ FLOORS = (
         "powers",
         "precision",
         "subclasses",
+        "tuning",
     ),
     ("hints", "moments", "plan", "roles", "saved", "transfer"),
     ("request",),

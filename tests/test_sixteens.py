@@ -83,7 +83,7 @@ def test_results_are_the_nearest_halves_and_ties_go_to_the_even_one(dtype):
 @njit
 def first_ones(x, at, y, to, n):
     zero, one = simd_single.fill(np.float32(0.0)), simd_single.fill(np.float32(1.0))
-    simd_single.save_first(y, to - 1, 1, n, simd_single.moved(simd_single.load_first(x, at, 0, n), zero, one, zero))
+    simd_single.store_n(y, to - 1, 1, n, simd_single.moved(simd_single.load_n(x, at, 0, n), zero, one, zero))
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="mprotect is POSIX")
@@ -104,7 +104,7 @@ def test_the_end_of_an_array_is_the_end(dtype):
 def largest_magnitude(values):
     most = simd_single.fill(np.float32(0.0))
     for i in range(0, values.size, COUNT):
-        most = simd_single.larger(simd_single.load_first(values, 0, i, min(COUNT, values.size - i)), most)
+        most = simd_single.larger(simd_single.load_n(values, 0, i, min(COUNT, values.size - i)), most)
     return simd_single.largest(most)
 
 
@@ -121,7 +121,7 @@ def test_the_largest_magnitude_is_found_in_every_place_and_nan_is_above_all():
 
 @njit
 def copy_first(x, y, n):
-    simd_single.save_first(y, 0, 0, n, simd_single.load_first(x, 0, 0, n))
+    simd_single.store_n(y, 0, 0, n, simd_single.load_n(x, 0, 0, n))
 
 
 def test_float32_are_copied_as_they_are_and_no_more_than_were_asked_for():

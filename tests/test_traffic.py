@@ -10,7 +10,7 @@ from numba import njit
 
 import keepnorm as kn
 from keepnorm.kernels.cpu import prefetch
-from keepnorm.kernels.cpu.prefetch import CLAIMED, FAR, STREAM
+from keepnorm.tuning import RUN_ARRAY, STREAM, WRITE_ARRAY
 
 # In each way to walk them, rows that end inside a cache line and, in even lanes, with one: (shape, kept axis). In float32,
 # each has more than STREAM bytes, and rows of more than ROW.
@@ -184,7 +184,7 @@ def before_a_wall(values):
 def test_what_is_asked_for_behind_the_end_is_not_read(shape, keep):
     plain, other = (np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in (5, 6))
     x, dy = before_a_wall(plain), before_a_wall(other)
-    assert x.nbytes >= FAR
+    assert x.nbytes >= RUN_ARRAY
     weight, bias = np.random.default_rng(7).standard_normal((2, shape[keep]), dtype=np.float32)
     answers = []
     for a, b in ((x, dy), (plain, other)):
@@ -204,7 +204,7 @@ def test_what_is_claimed_behind_the_end_is_not_written(shape, keep, dtype):
     weight, bias = np.random.default_rng(9).standard_normal((2, shape[keep]), dtype=np.float32).astype(dtype)
     inner = np.random.default_rng(10).standard_normal((2, shape[-1]), dtype=np.float32).astype(dtype)
     out = before_a_wall(np.zeros_like(x))
-    assert CLAIMED <= out.nbytes < STREAM
+    assert WRITE_ARRAY <= out.nbytes < STREAM
     for call in (
         lambda out: kn.normalize(x, keep, weight, bias, out=out),
         lambda out: kn.layer_norm(x, *inner, axes=-1, out=out),
@@ -214,7 +214,7 @@ def test_what_is_claimed_behind_the_end_is_not_written(shape, keep, dtype):
 
 @njit
 def numbers(x, n, past):
-    return prefetch.distance_of_sums(x, n), prefetch.room(x, past)
+    return prefetch.distance_of_sums(x, n), prefetch.write_ahead(x, past)
 
 
 def test_only_what_comes_from_far_is_asked_for():

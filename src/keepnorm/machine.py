@@ -4,19 +4,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from keepnorm.tuning import CELL, LARGE_L2, SERIAL
+
 _FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
 
 # What a control group may use, in both versions of Linux's.
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
-
-# From here on the cache of a core's own is large. What is behind it is then shared by many cores and slow, so that data which
-# are wanted twice had better stay in the first; the core itself fetches well ahead from there.
-LARGE = 1 << 21
-
-# Fewer values than this take less time on one thread than a second thread takes to wake; a cell takes as long as CELL values.
-# (Layer norm of (1024,16): 18 us on two threads, 30 on one; of (64,256) 7.0 and 6.7.)
-SERIAL, CELL = 32768, 64
 
 
 def cores() -> int:
@@ -37,7 +30,7 @@ def is_serial(size: int, cells: int) -> bool:
 
 def own_is_large() -> bool:
     """Whether a core has a large cache for itself."""
-    return own_bytes() >= LARGE
+    return own_bytes() >= LARGE_L2
 
 
 def own_bytes(folder: Path = _FOLDER) -> int:

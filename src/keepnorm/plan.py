@@ -21,37 +21,31 @@ from math import prod
 from typing import NamedTuple
 
 from keepnorm.machine import cores, is_serial, own_is_large
+from keepnorm.tuning import (
+    CACHED,
+    FEW_LANES,
+    FOLDED,
+    GROUP_BYTES,
+    LANE_BLOCK,
+    LANE_ROWS,
+    LANES,
+    LINE_VALUES,
+    NEIGHBOUR_BYTES_LARGE_L2,
+    NEIGHBOUR_BYTES_SMALL_L2,
+    NEIGHBOURS,
+    PARTED_ROWS,
+    PIECE_BYTES,
+    RUN_BLOCK,
+    SHORT_RUN,
+    SINGLE_BYTES,
+    SINGLE_BYTES_OF_CACHED,
+)
 
-RUN_BLOCK = 16384  # values in one block of a run: 64 KiB of float32, so that a second sweep meets the L2 cache
-LANE_BLOCK = 131072  # values in one block of rows; fewer, larger blocks, since every block costs a merge for each cell
-LANE_ROWS = 256  # the least rows in a block of rows
-LANES = 1024  # the most lanes side by side: their accumulators stay in the L1 cache
-FOLDED = 192  # the lanes that few channels are folded to: a multiple of every vector length with 3 channels
-SHORT_RUN = 128  # a reduced innermost axis shorter than this goes side by side with the kept axis before it
-GROUP_BYTES = 524288  # x of one group of cells, so that the affine step finds it in the L2 cache
+# Tasks that rows are shared out into, at least.
+CORES = cores()
 
-# The most rows of which a group of cells takes only a part: parts of many rows are as many short streams in as many pages.
-# ((2048,1024), two threads: 0.8 ms row by row, 1.5 in groups of 64 lanes; (512,1024) 0.15 and 0.23; (256,2048) 0.21 and 0.17.)
-PARTED_ROWS = 256
+NEIGHBOUR_BYTES = NEIGHBOUR_BYTES_LARGE_L2 if own_is_large() else NEIGHBOUR_BYTES_SMALL_L2
 
-# Tasks that rows are shared out into, at least, and the least lanes in a task for that.
-CORES, FEW_LANES = cores(), 64
-
-# Values of a chunk come in multiples of a line of float32: where rows begin with one, two threads do not write to the same.
-LINE_VALUES = 16
-PIECE_BYTES = 65536  # x of neighbouring cells side by side: shorter pieces of memory are read at half the speed
-
-# All x of those cells, at most: in a large cache of a core's own they stay for the second sweep; else they may be behind it,
-# and long pieces are worth more. ((64,256,14,14), two threads, 2 MiB: 0.68 ms against 0.90, backward 1.06 against 1.45.)
-NEIGHBOUR_BYTES = 262144 if own_is_large() else 4194304
-
-# The same where cells are single runs: they stay in the L1 cache for the affine step. Of an x that the next cache holds from
-# before, more of them hide each other's divisions, and two at least. ((64,768), one thread, once 11.7 us against 13.7; two
-# threads, 21 rows 8.9 us, 8 rows 8.5; (16,4096) 12.1 by single rows and 11.4 by two; (4096,768) 1020 together, 960 alone.)
-SINGLE_BYTES = 8192
-CACHED, SINGLE_BYTES_OF_CACHED = 1 << 20, 24576
-
-NEIGHBOURS = 256  # neighbouring cells that go together, at most
 OPERANDS = 4  # x, y, dy, mask
 
 

@@ -25,6 +25,7 @@ from keepnorm.request import Request
 from keepnorm.roles import general, group
 from keepnorm.subclasses import shape_of
 from keepnorm.transfer import read
+from keepnorm.tuning import REMEMBERED as _MOST_CALLS
 
 Array = Any
 
@@ -51,7 +52,6 @@ class Call(NamedTuple):
 
 
 _CALLS: dict[Any, Call] = {}
-_MOST_CALLS = 4096
 
 
 def call(

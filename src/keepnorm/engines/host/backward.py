@@ -17,11 +17,9 @@ from keepnorm.machine import is_serial
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
 from keepnorm.request import Request
+from keepnorm.tuning import GRADIENT_ROWS
 
 Array = np.ndarray[Any, Any]
-
-# dweight and dbias of weights inside cells are summed in this many rows at most, of which no two threads share one.
-GRADIENT_ROWS = 64
 
 _NO_PART = np.empty((1, 2, 1))
 
@@ -162,4 +160,7 @@ def _over_cells(steps: Walk, axes: Axes, totals: Array) -> tuple[Array, Array]:
 
 def _as(total: Array, given: Array | None) -> Array | None:
     """A gradient with the shape and the dtype of what it belongs to, and an array where it is the sum over every axis."""
-    return None if given is None else np.asarray(total).reshape(given.shape).astype(given.dtype)
+    if given is None:
+        return None
+    with np.errstate(over="ignore"):  # what a half cannot hold is infinite, as everywhere
+        return np.asarray(total).reshape(given.shape).astype(given.dtype)

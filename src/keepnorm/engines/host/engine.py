@@ -25,7 +25,7 @@ from keepnorm.engines.host.memory import (
     state_of,
     walk,
 )
-from keepnorm.engines.host.pool import LARGE, empty_like
+from keepnorm.engines.host.pool import empty_like
 from keepnorm.engines.host.stages import NO_OUTPUT, NO_PART, Stage, centers, forward, part_shape, reduction
 from keepnorm.engines.host.stages import affine as affine_stage
 from keepnorm.gradients import Gradients
@@ -35,6 +35,8 @@ from keepnorm.kernels.jit.threads import threads_for
 from keepnorm.moments import Moments
 from keepnorm.precision import moments_name, result_name
 from keepnorm.request import Request
+from keepnorm.tuning import POOLED
+from keepnorm.tuning import REMEMBERED as _MOST_READY
 
 Array = np.ndarray[Any, Any]
 P = ParamSpec("P")
@@ -51,10 +53,9 @@ _SINGLE = np.dtype(np.float32)
 # The fast paths of repeated calls, by the identity of their axes, their dtype, the operation, and which parameters are
 # missing; the axes are held, so that their identity stays their own.
 _READY: dict[tuple[Any, ...], tuple[Axes, Any]] = {}
-_MOST_READY = 4096
 
 # Values of a result that is surely not large: small calls ask no further.
-_FEW = LARGE // 8
+_FEW = POOLED // 8
 
 
 def _or_standard(function: Callable[P, R]) -> Callable[P, R]:
@@ -289,7 +290,7 @@ def _arguments(
 
 
 def _apply_given(steps: Walk, arguments: Arguments, threads: int) -> None:
-    """The affine step with states that no reduction has written, and that say nothing of how far x may lie (own.py)."""
+    """The affine step with states that no reduction has written: they do not say how far x may lie from the mean."""
     _run(steps, (centers(steps),), arguments)
     arguments[1][_STATE][M2] = 0.0
     _run(steps, (affine_stage(steps, threads),), arguments)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy import empty, ndarray
 
 from keepnorm.axes import Axes
-from keepnorm.engines.host.memory import SHARED, UNIT, Walk, apart, is_half, ones, zeros
-from keepnorm.engines.host.pool import LARGE, empty_like
+from keepnorm.engines.host.memory import UNIT, Walk, apart, is_half, ones, zeros
+from keepnorm.engines.host.pool import empty_like
 from keepnorm.engines.host.stages import NO_OUTPUT, NO_PART, Stage, affine, centers, forward, part_shape, reduction
 from keepnorm.kernels.columns import DELTA, M2, STATE_ROWS, K, N
 from keepnorm.kernels.jit.launch import start
@@ -24,6 +24,8 @@ from keepnorm.machine import is_serial
 from keepnorm.moments import Moments
 from keepnorm.powers import is_held
 from keepnorm.precision import moments_name
+from keepnorm.tuning import POOLED, SHARED
+from keepnorm.tuning import SPARE_CELLS as _SPARE_CELLS
 
 Array = np.ndarray[Any, Any]
 
@@ -44,7 +46,6 @@ _SINGLE = np.dtype(np.float32)
 # Arrays for the states of up to 1024 cells, for the next call of whatever shape. (Between two kernels, which leave nothing in
 # the L1 cache, a new one takes 0.5 us.) They are as long as the next power of two, and a cache line more: seven rows that are
 # 4 KiB apart would lie in the same few sets of that cache. Each list has as many as there were calls at the same time.
-_SPARE_CELLS = 1024
 _spare: tuple[list[Array], ...] = tuple([] for _ in range(_SPARE_CELLS.bit_length()))
 
 
@@ -62,7 +63,7 @@ def prepare(
     order = (cells - 1).bit_length()
     spare: list[Array] = _spare[order] if keeps else []  # a call takes one out, so that no two have the same
     states = STATE_ROWS, (1 << order) + 8 if keeps else cells
-    is_small, alone = size * dtype.itemsize < LARGE, is_serial(size, cells)
+    is_small, alone = size * dtype.itemsize < POOLED, is_serial(size, cells)
     parallel, number, team_size = (0, 0, 0) if alone else team()
     serial = forward(steps, 1)
     for_threads: dict[int, tuple[tuple[Stage, ...], tuple[int, ...] | None]] = {}
@@ -144,7 +145,7 @@ def prepare_given(axes: Axes, dtype: np.dtype[Any], steps: Walk, entry: Entry) -
     shapes = axes.affine_shape, axes.source_affine_shape
     parameters = prod(axes.affine_shape)
     integers, kept, outer = steps.integers, steps.kept, steps.outer
-    is_small, alone = size * dtype.itemsize < LARGE, is_serial(size, cells)
+    is_small, alone = size * dtype.itemsize < POOLED, is_serial(size, cells)
     planned = cache(partial(affine, steps))
     first = centers(steps)
 

@@ -14,12 +14,12 @@ from keepnorm.machine import own_is_large
 from keepnorm.moments import Moments
 from keepnorm.plan import UNIT as UNIT_AXIS
 from keepnorm.plan import Plan, make_plan
+from keepnorm.tuning import PREFETCHED_ARRAY, PREFETCHED_GROUP, SHARED
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of a group of cells, at most, whose successor is asked for, and of an array from which on that pays. A core with a
-# large cache of its own fetches ahead by itself, and loses a twentieth by being asked.
-BEHIND, AHEAD = 0 if own_is_large() else 1 << 17, 1 << 21
+# A core with a large L2 cache fetches ahead by itself, and loses a twentieth by being told to.
+BEHIND = 0 if own_is_large() else PREFETCHED_GROUP
 
 # The parameters of an affine step without weight and bias; float32, as weights of narrow data are, for the same kernels.
 UNIT = (np.ones(1, np.float32), np.zeros(1, np.float32))
@@ -209,7 +209,7 @@ def walk_strides(axes: Axes, arrays: tuple[tuple[tuple[int, ...], int], ...]) ->
 
 
 def _family(plan: Plan) -> str:
-    """The kernels for a plan: those of own.py where values side by side in a cell have weights of their own."""
+    """The kernels for a plan: elementwise ones where values side by side in a cell have weights of their own."""
     if plan.lanes:
         return "columns_elementwise" if plan.own else "columns"
     return "rows_elementwise" if plan.inner.affine else "rows"
@@ -218,7 +218,7 @@ def _family(plan: Plan) -> str:
 def _asks_ahead(plan: Plan, itemsize: int) -> bool:
     """Whether the cells of the next task are asked for during the second step of this one: both stay in the L2 cache."""
     group = plan.count * plan.chunk * itemsize
-    return group <= BEHIND and plan.count * plan.cells * itemsize >= AHEAD and (not plan.lanes or plan.chunks > 1)
+    return group <= BEHIND and plan.count * plan.cells * itemsize >= PREFETCHED_ARRAY and (not plan.lanes or plan.chunks > 1)
 
 
 @lru_cache(maxsize=4096)
@@ -287,8 +287,7 @@ def parameters_for(steps: Walk, weight: Array | None, bias: Array | None, y: Arr
 
 
 # A weight of ones and a bias of zeros for the calls that have only one of the two: all of them share the beginnings of two
-# arrays, which grow with the largest parameter up to this many values. Larger ones are made for each call.
-SHARED = 1 << 20
+# arrays, which grow with the largest parameter up to SHARED values. Larger ones are made for each call.
 _beginnings = dict(zip((1.0, 0.0), UNIT, strict=True))
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from keepnorm.axes import Axes
 from keepnorm.moments import Moments
+from keepnorm.tuning import STATES
 
 Array = np.ndarray[Any, Any]
 
-# Cells whose states are held at once: 224 MiB.
-MOST = 1 << 22
+
+MOST = STATES
 
 
 class Piece(NamedTuple):

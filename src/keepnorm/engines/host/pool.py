@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from keepnorm.machine import memory_bytes
+from keepnorm.tuning import POOL_FREE as KEPT
+from keepnorm.tuning import POOL_SHARE, POOL_WARM
+from keepnorm.tuning import POOLED as LARGE
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of a result from which on its memory is kept; smaller ones are mostly in the allocator's heap.
-LARGE = 1 << 22
-
-# Bytes that are kept as they are (less where memory is scarce), and marked as free, at most; of several pieces the oldest goes
-# first.
-WARM, KEPT = min(1 << 27, memory_bytes() // 64), 1 << 28
+# Bytes that are kept as they are, less where memory is scarce; of several pieces the oldest goes first.
+WARM = min(POOL_WARM, memory_bytes() // POOL_SHARE)
 
 # Whole huge pages.
 _PAGE = 1 << 21

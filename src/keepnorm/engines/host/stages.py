@@ -9,7 +9,7 @@ import numpy as np
 
 from keepnorm.engines.host.memory import Walk
 from keepnorm.kernels.columns import APPLY, CENTERS, FORWARD, MEASURED_ROWS, MERGE, MOMENTS, STATES
-from keepnorm.machine import SERIAL
+from keepnorm.tuning import SERIAL
 
 # For kernels of which no stage leaves states of blocks for another.
 NO_PART = np.empty((1, MEASURED_ROWS, 1))

@@ -15,12 +15,13 @@ from keepnorm.engines.backends import has_cuda_kernels
 from keepnorm.engines.host.pool import empty_like
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
+from keepnorm.tuning import POOLED
 
 Tensor = Any
 
 # Bytes of a result from which on it lies in NumPy's memory: NumPy asks the system for huge pages, PyTorch does not, and a
 # forward pass over 13 MB took a quarter longer for that.
-HUGE = 1 << 22
+HUGE = POOLED
 
 _FROM_NUMPY = (np.ndarray, np.generic)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -11,7 +11,16 @@ What is called `centre` here is 0 for a cell whose mean has gone into its shift,
 """
 
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask, ask_ahead, before_lines, claim, claim_ahead, distance, room, whole_steps
+from keepnorm.kernels.cpu.prefetch import (
+    before_lines,
+    distance,
+    prefetch,
+    prefetch_ahead,
+    prefetch_write,
+    prefetch_write_ahead,
+    whole_steps,
+    write_ahead,
+)
 from keepnorm.kernels.cpu.simd import (
     FOLDED,
     WIDTH,
@@ -19,9 +28,9 @@ from keepnorm.kernels.cpu.simd import (
     fill,
     fold_into,
     load,
-    load_first,
-    save_first,
+    load_n,
     scaled,
+    store_n,
     uncentred,
     write,
 )
@@ -61,33 +70,33 @@ def fold_lanes(x, y, n, mean, w, shift, centre):
 
 
 @exact
-def scale_run(x, xi, y, yi, n, centre, w, shift, past):
+def scale_run(x, xi, y, yi, n, centre, w, shift, nontemporal):
     """Normalise a run with one factor and one shift."""
     m = fill(centre)
     f = fill(w)
     b = fill(shift)
     ahead = distance(x, n)
-    free = room(y, past)
+    free = write_ahead(y, nontemporal)
     i = 0
-    end = before_lines(y, yi, n, past)
+    end = before_lines(y, yi, n, nontemporal)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
-            save_first(y, yi, i, k, scaled(deviations(load_first(x, xi, i, k), m), f, b))
+            store_n(y, yi, i, k, scaled(deviations(load_n(x, xi, i, k), m), f, b))
             i += k
-        whole = whole_steps(y, n - i, WIDTH, past)
+        whole = whole_steps(y, n - i, WIDTH, nontemporal)
         for j in range(i, i + whole, WIDTH):
             if ahead != 0:
-                ask(x, xi + ahead + j)
+                prefetch(x, xi + ahead + j)
             if free != 0:
-                claim(y, yi + free + j)
-            write(y, yi, j, scaled(deviations(load(x, xi, j), m), f, b), past)
+                prefetch_write(y, yi + free + j)
+            write(y, yi, j, scaled(deviations(load(x, xi, j), m), f, b), nontemporal)
         i += whole
         end = n
 
 
 @exact
-def scale_spans(x, xi, y, yi, spans, w, shift, lane, past):
+def scale_spans(x, xi, y, yi, spans, w, shift, lane, nontemporal):
     """Normalise spans of SPAN values with the factors and shifts of as many lanes, from `lane` on."""
     zero = fill(0.0)
     w0 = load(w, lane, 0)
@@ -107,26 +116,26 @@ def scale_spans(x, xi, y, yi, spans, w, shift, lane, past):
     w7 = load(w, lane, 7 * WIDTH)
     b7 = load(shift, lane, 7 * WIDTH)
     ahead = distance(x, spans * SPAN)
-    free = room(y, past)
+    free = write_ahead(y, nontemporal)
     for _ in range(spans):
         if ahead != 0:
-            ask_ahead(x, xi + ahead, 0, 1, SPAN)
+            prefetch_ahead(x, xi + ahead, 0, 1, SPAN)
         if free != 0:
-            claim_ahead(y, yi + free, SPAN)
-        write(y, yi, 0, scaled(uncentred(load(x, xi, 0), zero, y), w0, b0), past)
-        write(y, yi, WIDTH, scaled(uncentred(load(x, xi, WIDTH), zero, y), w1, b1), past)
-        write(y, yi, 2 * WIDTH, scaled(uncentred(load(x, xi, 2 * WIDTH), zero, y), w2, b2), past)
-        write(y, yi, 3 * WIDTH, scaled(uncentred(load(x, xi, 3 * WIDTH), zero, y), w3, b3), past)
-        write(y, yi, 4 * WIDTH, scaled(uncentred(load(x, xi, 4 * WIDTH), zero, y), w4, b4), past)
-        write(y, yi, 5 * WIDTH, scaled(uncentred(load(x, xi, 5 * WIDTH), zero, y), w5, b5), past)
-        write(y, yi, 6 * WIDTH, scaled(uncentred(load(x, xi, 6 * WIDTH), zero, y), w6, b6), past)
-        write(y, yi, 7 * WIDTH, scaled(uncentred(load(x, xi, 7 * WIDTH), zero, y), w7, b7), past)
+            prefetch_write_ahead(y, yi + free, SPAN)
+        write(y, yi, 0, scaled(uncentred(load(x, xi, 0), zero, y), w0, b0), nontemporal)
+        write(y, yi, WIDTH, scaled(uncentred(load(x, xi, WIDTH), zero, y), w1, b1), nontemporal)
+        write(y, yi, 2 * WIDTH, scaled(uncentred(load(x, xi, 2 * WIDTH), zero, y), w2, b2), nontemporal)
+        write(y, yi, 3 * WIDTH, scaled(uncentred(load(x, xi, 3 * WIDTH), zero, y), w3, b3), nontemporal)
+        write(y, yi, 4 * WIDTH, scaled(uncentred(load(x, xi, 4 * WIDTH), zero, y), w4, b4), nontemporal)
+        write(y, yi, 5 * WIDTH, scaled(uncentred(load(x, xi, 5 * WIDTH), zero, y), w5, b5), nontemporal)
+        write(y, yi, 6 * WIDTH, scaled(uncentred(load(x, xi, 6 * WIDTH), zero, y), w6, b6), nontemporal)
+        write(y, yi, 7 * WIDTH, scaled(uncentred(load(x, xi, 7 * WIDTH), zero, y), w7, b7), nontemporal)
         xi += SPAN
         yi += SPAN
 
 
 @exact
-def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
+def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, nontemporal):
     """Normalise n values, rows of `full` lanes that follow each other, each lane with its own centre, factor and shift.
 
     These come again every `width` lanes.
@@ -136,38 +145,38 @@ def scale_rows(x, xi, y, yi, n, width, full, centre, w, shift, folded, past):
     if folds(x, y) and not folded:
         while i < n:
             k = least(WIDTH, n - i)
-            d = deviations(load_first(x, xi, i, k), load(centre, lane, 0))
-            save_first(y, yi, i, k, scaled(d, load(w, lane, 0), load(shift, lane, 0)))
+            d = deviations(load_n(x, xi, i, k), load(centre, lane, 0))
+            store_n(y, yi, i, k, scaled(d, load(w, lane, 0), load(shift, lane, 0)))
             i += WIDTH
             lane += WIDTH
             lane -= full if lane >= full else 0
         return
-    end = before_lines(y, yi, n, past)
+    end = before_lines(y, yi, n, nontemporal)
     ahead = distance(x, n)
-    free = room(y, past)
+    free = write_ahead(y, nontemporal)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
             lane -= full if lane >= full else 0
-            d = uncentred(load_first(x, xi, i, k), load(centre, lane, 0), y)
-            save_first(y, yi, i, k, scaled(d, load(w, lane, 0), load(shift, lane, 0)))
+            d = uncentred(load_n(x, xi, i, k), load(centre, lane, 0), y)
+            store_n(y, yi, i, k, scaled(d, load(w, lane, 0), load(shift, lane, 0)))
             i += k
             lane += k
-        stop = i + whole_steps(y, n - i, WIDTH, past)
+        stop = i + whole_steps(y, n - i, WIDTH, nontemporal)
         if folded and full >= SPAN and SPAN % width == 0:
             spans = (stop - i) // SPAN
-            scale_spans(x, xi + i, y, yi + i, spans, w, shift, lane, past)
+            scale_spans(x, xi + i, y, yi + i, spans, w, shift, lane, nontemporal)
             i += spans * SPAN
         while i < stop:
             lane -= full if lane >= full else 0
             whole = least((full - lane + WIDTH - 1) // WIDTH, (stop - i) // WIDTH) * WIDTH
             for j in range(0, whole, WIDTH):
                 if ahead != 0:
-                    ask(x, xi + i + ahead + j)
+                    prefetch(x, xi + i + ahead + j)
                 if free != 0:
-                    claim(y, yi + i + free + j)
+                    prefetch_write(y, yi + i + free + j)
                 d = uncentred(load(x, xi + i, j), load(centre, lane, j), y)
-                write(y, yi + i, j, scaled(d, load(w, lane, j), load(shift, lane, j)), past)
+                write(y, yi + i, j, scaled(d, load(w, lane, j), load(shift, lane, j)), nontemporal)
             i += whole
             lane += whole
         end = n

@@ -31,7 +31,7 @@ from numpy import float32, float64
 from keepnorm.kernels.columns import M2, MEAN, OWN, SCALE
 from keepnorm.kernels.cpu import simd_single
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.simd import WIDTH, fill, floats, larger, largest, load_first, lost, total
+from keepnorm.kernels.cpu.simd import WIDTH, fill, floats, larger, largest, load_n, lost, total
 from keepnorm.kernels.cpu.simd_single import COUNT
 from keepnorm.kernels.jit.compile import exact, variant
 
@@ -83,8 +83,8 @@ def _largest_mean(x, y, plan, outer, weight, bias):
             n = weight.size if plan[OWN] != 0 else 0
             w = b = simd_single.fill(float32(0.0))
             for i in range(0, n, COUNT):
-                w = simd_single.larger(simd_single.load_first(weight, 0, i, least(COUNT, n - i)), w)
-                b = simd_single.larger(simd_single.load_first(bias, 0, i, least(COUNT, n - i)), b)
+                w = simd_single.larger(simd_single.load_n(weight, 0, i, least(COUNT, n - i)), w)
+                b = simd_single.larger(simd_single.load_n(bias, 0, i, least(COUNT, n - i)), b)
             return limit(float64(simd_single.largest(w)), float64(simd_single.largest(b))) if n > 0 else -1.0
 
         return learn_singles
@@ -93,8 +93,8 @@ def _largest_mean(x, y, plan, outer, weight, bias):
         n = weight.size if plan[OWN] != 0 else 0
         w = b = rounded = fill(0.0)
         for i in range(0, n, WIDTH):
-            one = load_first(weight, 0, i, least(WIDTH, n - i))
-            other = load_first(bias, 0, i, least(WIDTH, n - i))
+            one = load_n(weight, 0, i, least(WIDTH, n - i))
+            other = load_n(bias, 0, i, least(WIDTH, n - i))
             w = larger(floats(one), w)
             b = larger(floats(other), b)
             rounded += lost(one) + lost(other)

@@ -16,7 +16,7 @@ from numpy import float32, uint32
 from keepnorm.kernels.columns import AFFINE, INNER_AFFINE, REDUCED_AFFINE
 from keepnorm.kernels.cpu import simd
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask, before_lines, claim, distance, room, whole_steps
+from keepnorm.kernels.cpu.prefetch import before_lines, distance, prefetch, prefetch_write, whole_steps, write_ahead
 from keepnorm.kernels.cpu.scalars import bits_to_float, half_to_float, store
 from keepnorm.kernels.cpu.simd import deviations, scaled
 from keepnorm.kernels.cpu.simd_single import (
@@ -25,10 +25,10 @@ from keepnorm.kernels.cpu.simd_single import (
     fill,
     load,
     load_both,
-    load_first,
+    load_n,
     moved,
     moved_both,
-    save_first,
+    store_n,
     write,
     write_both,
 )
@@ -116,43 +116,43 @@ def _fits(mean, w, shift):
 
 
 @exact
-def _run(x, xi, y, yi, n, mean, w, shift, past):
+def _run(x, xi, y, yi, n, mean, w, shift, nontemporal):
     high = fill(float32(mean))
     factor = fill(float32(w))
     rest = fill(float32(_rest(mean, w, shift)))
     if n < BOTH:
         for i in range(0, n, COUNT):
             k = least(COUNT, n - i)
-            save_first(y, yi, i, k, moved(load_first(x, xi, i, k), high, factor, rest))
+            store_n(y, yi, i, k, moved(load_n(x, xi, i, k), high, factor, rest))
         return
     # What is left at the end overlaps the rest, so it is read before anything is written: y may be x itself.
     end = moved_both(load_both(x, xi, n - BOTH), high, factor, rest)
-    head = before_lines(y, yi, n, past)
+    head = before_lines(y, yi, n, nontemporal)
     for i in range(0, head, COUNT):
         k = least(COUNT, head - i)
-        save_first(y, yi, i, k, moved(load_first(x, xi, i, k), high, factor, rest))
+        store_n(y, yi, i, k, moved(load_n(x, xi, i, k), high, factor, rest))
     ahead = distance(x, n)
-    free = room(y, past)
-    stop = head + whole_steps(y, n - head, BOTH, past)
+    free = write_ahead(y, nontemporal)
+    stop = head + whole_steps(y, n - head, BOTH, nontemporal)
     for i in range(head, stop, BOTH):
         if ahead != 0:
-            ask(x, xi + ahead + i)
+            prefetch(x, xi + ahead + i)
         if free != 0:
-            claim(y, yi + free + i)
-        write_both(y, yi, i, moved_both(load_both(x, xi, i), high, factor, rest), past)
+            prefetch_write(y, yi + free + i)
+        write_both(y, yi, i, moved_both(load_both(x, xi, i), high, factor, rest), nontemporal)
     if stop < n:
         write_both(y, yi, n - BOTH, end, False)
 
 
-def narrow_run(x, xi, y, yi, n, mean, w, shift, past):
+def narrow_run(x, xi, y, yi, n, mean, w, shift, nontemporal):
     """Normalise a contiguous run of halves with one factor and one shift."""
 
 
 @variant(narrow_run)
-def _narrow_run(x, xi, y, yi, n, mean, w, shift, past):
+def _narrow_run(x, xi, y, yi, n, mean, w, shift, nontemporal):
     if _are_halves(x, y):
-        return lambda x, xi, y, yi, n, mean, w, shift, past: _run(x, xi, y, yi, n, mean, w, shift, past)
-    return lambda x, xi, y, yi, n, mean, w, shift, past: None  # noqa: ARG005
+        return lambda x, xi, y, yi, n, mean, w, shift, nontemporal: _run(x, xi, y, yi, n, mean, w, shift, nontemporal)
+    return lambda x, xi, y, yi, n, mean, w, shift, nontemporal: None  # noqa: ARG005
 
 
 def set_parts(x, mean, w, shift, parts):
@@ -185,29 +185,29 @@ def _moved_lanes(values, parts, lane, j):
 
 
 @exact
-def _rows(x, xi, y, yi, n, full, parts, past):
+def _rows(x, xi, y, yi, n, full, parts, nontemporal):
     # Read before anything is written, as in `_run`.
     end = _moved_lanes(load(x, xi, n - COUNT), parts, (n - COUNT) % full, 0)
     ahead = distance(x, n)
-    free = room(y, past)
+    free = write_ahead(y, nontemporal)
     lane = i = 0
-    head = before_lines(y, yi, n, past)
+    head = before_lines(y, yi, n, nontemporal)
     while i < head:
         k = least(COUNT, head - i)
         lane -= full if lane >= full else 0
-        save_first(y, yi, i, k, _moved_lanes(load_first(x, xi, i, k), parts, lane, 0))
+        store_n(y, yi, i, k, _moved_lanes(load_n(x, xi, i, k), parts, lane, 0))
         i += k
         lane += k
-    stop = i + whole_steps(y, n - i, COUNT, past)
+    stop = i + whole_steps(y, n - i, COUNT, nontemporal)
     while i < stop:
         lane -= full if lane >= full else 0
         whole = least((full - lane + COUNT - 1) // COUNT, (stop - i) // COUNT) * COUNT
         for j in range(0, whole, COUNT):
             if ahead != 0:
-                ask(x, xi + i + ahead + j)
+                prefetch(x, xi + i + ahead + j)
             if free != 0:
-                claim(y, yi + i + free + j)
-            write(y, yi + i, j, _moved_lanes(load(x, xi + i, j), parts, lane, j), past)
+                prefetch_write(y, yi + i + free + j)
+            write(y, yi + i, j, _moved_lanes(load(x, xi + i, j), parts, lane, j), nontemporal)
         i += whole
         lane += whole
     if i + COUNT < n:
@@ -234,23 +234,23 @@ def _mixed_row(x, xi, y, yi, n, centre, w, shift, parts):
         if parts[FIT, i] != 0.0:
             store(y, yi + i, _fma(_single(x[xi + i]) - parts[HIGH, i], parts[FACTOR, i], parts[REST, i]))
         else:
-            d = deviations(simd.load_first(x, xi, i, 1), simd.load(centre, 0, i))
-            simd.save_first(y, yi, i, 1, scaled(d, simd.load(w, 0, i), simd.load(shift, 0, i)))
+            d = deviations(simd.load_n(x, xi, i, 1), simd.load(centre, 0, i))
+            simd.store_n(y, yi, i, 1, scaled(d, simd.load(w, 0, i), simd.load(shift, 0, i)))
 
 
-def narrow_rows(x, xi, y, yi, n, full, parts, past):
+def narrow_rows(x, xi, y, yi, n, full, parts, nontemporal):
     """Normalise n halves, rows of `full` lanes that follow each other, with parts that fit; one row if it has few lanes."""
 
 
 @variant(narrow_rows)
-def _narrow_rows(x, xi, y, yi, n, full, parts, past):
+def _narrow_rows(x, xi, y, yi, n, full, parts, nontemporal):
     if not _are_halves(x, y):
-        return lambda x, xi, y, yi, n, full, parts, past: None  # noqa: ARG005
+        return lambda x, xi, y, yi, n, full, parts, nontemporal: None  # noqa: ARG005
 
-    def rows(x, xi, y, yi, n, full, parts, past):
+    def rows(x, xi, y, yi, n, full, parts, nontemporal):
         if n < COUNT:
-            save_first(y, yi, 0, n, _moved_lanes(load_first(x, xi, 0, n), parts, 0, 0))
+            store_n(y, yi, 0, n, _moved_lanes(load_n(x, xi, 0, n), parts, 0, 0))
         else:
-            _rows(x, xi, y, yi, n, full, parts, past)
+            _rows(x, xi, y, yi, n, full, parts, nontemporal)
 
     return rows

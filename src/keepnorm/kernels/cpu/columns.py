@@ -37,7 +37,7 @@ from keepnorm.kernels.columns import (
 from keepnorm.kernels.cpu.affine import fold_lanes, scale_rows
 from keepnorm.kernels.cpu.affine_half import PARTS, mixed_row, narrow_rows, narrow_steps, set_parts
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask_ahead, ask_in_order, finish, gathered, is_large, put, streams, tile_of
+from keepnorm.kernels.cpu.prefetch import fence, gathered, is_large, prefetch_ahead, prefetch_in_order, put, streams, tile_of
 from keepnorm.kernels.cpu.scalars import (
     block_bounds,
     chunk_and_block,
@@ -50,14 +50,14 @@ from keepnorm.kernels.cpu.scalars import (
 from keepnorm.kernels.cpu.scale import set_centers
 from keepnorm.kernels.cpu.scratch import allocate, have, lines, release
 from keepnorm.kernels.cpu.shift import first_shift, is_outlier, next_shift
-from keepnorm.kernels.cpu.simd import WIDTH, differences, first, fused, load, load_first, save, unless
+from keepnorm.kernels.cpu.simd import WIDTH, differences, first, fma, load, load_n, save, unless
 from keepnorm.kernels.cpu.simd_single import COUNT
 from keepnorm.kernels.jit.compile import exact, helper
 
 # Rows of the scratch arrays of one task, each as long as a row of lanes.
 SHIFT, SUM, SQUARES = range(3)
 LANE_MEAN, LANE_SCALE, LANE_SHIFT, LANE_CENTRE = range(4)
-LANE_ROWS = 5  # those of the kernels of own_lanes.py
+LANE_ROWS = 5  # those of the kernels of columns_elementwise.py
 
 # How many lanes come again behind the last: before the first cache line of a row there may be as many.
 ROUND = 32
@@ -69,9 +69,9 @@ def add_row(x, start, n, shift, s, q, c):
     for i in range(0, n, WIDTH):
         k = load(shift, c, i)
         m = n - i
-        d = differences(load(x, start, i), k) if m >= WIDTH else first(differences(load_first(x, start, i, m), k), m)
+        d = differences(load(x, start, i), k) if m >= WIDTH else first(differences(load_n(x, start, i, m), k), m)
         save(s, c, i, load(s, c, i) + d)
-        save(q, c, i, fused(d, d, load(q, c, i)))
+        save(q, c, i, fma(d, d, load(q, c, i)))
 
 
 @exact
@@ -91,16 +91,16 @@ def add_rows(x, start, step, n, shift, s, q, c, plain):
         d2 = unless(plain, load(x, third, i), k)
         d3 = unless(plain, load(x, fourth, i), k)
         save(s, c, i, load(s, c, i) + ((d0 + d1) + (d2 + d3)))
-        save(q, c, i, fused(d0, d0, fused(d1, d1, load(q, c, i))) + fused(d2, d2, d3 * d3))
+        save(q, c, i, fma(d0, d0, fma(d1, d1, load(q, c, i))) + fma(d2, d2, d3 * d3))
     if whole < n:
         m = n - whole
         k = load(shift, c, whole)
-        d0 = first(unless(plain, load_first(x, start, whole, m), k), m)
-        d1 = first(unless(plain, load_first(x, second, whole, m), k), m)
-        d2 = first(unless(plain, load_first(x, third, whole, m), k), m)
-        d3 = first(unless(plain, load_first(x, fourth, whole, m), k), m)
+        d0 = first(unless(plain, load_n(x, start, whole, m), k), m)
+        d1 = first(unless(plain, load_n(x, second, whole, m), k), m)
+        d2 = first(unless(plain, load_n(x, third, whole, m), k), m)
+        d3 = first(unless(plain, load_n(x, fourth, whole, m), k), m)
         save(s, c, whole, load(s, c, whole) + ((d0 + d1) + (d2 + d3)))
-        save(q, c, whole, fused(d0, d0, fused(d1, d1, load(q, c, whole))) + fused(d2, d2, d3 * d3))
+        save(q, c, whole, fma(d0, d0, fma(d1, d1, load(q, c, whole))) + fma(d2, d2, d3 * d3))
 
 
 @helper
@@ -124,7 +124,7 @@ def add_block(x, plan, outer, start, b, width, sums, buffer, plain):
                     here = origin + i * step + c
                     n = least(tile, full - c)
                     if tile < full:
-                        ask_in_order(x, here + 3 * c, 4 * n, 4 * full)
+                        prefetch_in_order(x, here + 3 * c, 4 * n, 4 * full)
                     add_rows(x, here, fold * step, n, shift, s, q, c, plain)
                 i += 4 * fold
         while i < i1:
@@ -274,7 +274,7 @@ def apply(
     last = -1
     side_by_side = plan[LANE_X] == 1 and plan[LANE_Y] == 1 and x_step == width and y_step == width
     together = side_by_side and plan[INNER_AFFINE] == 0 and full >= (COUNT if narrow else WIDTH) and not mixed
-    past = line.size == 0 and (is_large(y) if together else streams(y, full))
+    nontemporal = line.size == 0 and (is_large(y) if together else streams(y, full))
     for p in range(p0, p1):
         x0 = x_start + offset(outer, p, X)
         y0 = y_start + offset(outer, p, Y)
@@ -290,15 +290,15 @@ def apply(
             xi = x0 + i * x_step
             yi = y0 + i * y_step
             if behind:
-                ask_ahead(x, xi + n, 0, 1, n)
+                prefetch_ahead(x, xi + n, 0, 1, n)
             source, here = gathered(x, xi, plan[LANE_X], n, buffer)
             target, there = (y, yi) if line.size == 0 else (line, 0)
             if narrow:
-                narrow_rows(source, here, target, there, n, full, parts, past)
+                narrow_rows(source, here, target, there, n, full, parts, nontemporal)
             elif mixed:
                 mixed_row(source, here, target, there, n, centre, scale, shift, parts)
             else:
-                scale_rows(source, here, target, there, n, width, full, centre, scale, shift, folded, past)
+                scale_rows(source, here, target, there, n, width, full, centre, scale, shift, folded, nontemporal)
             put(line, y, yi, plan[LANE_Y], n)
             i += steps
 
@@ -308,7 +308,7 @@ def kernel(learn, set_lanes, apply):
 
     @exact
     def tasks(stage, t0, t1, x, y, plan, kept, outer, part, state, weight, bias, eps, center):
-        """Run the tasks [t0, t1) of a stage: as in runs.py, with a chunk of cells for a cell and blocks for runs."""
+        """Run the tasks [t0, t1) of a stage: as in rows.py, with a chunk of cells for a cell and blocks for runs."""
         blocks = plan[BLOCKS]
         chunks = plan[CHUNKS]
         short = plan[LANE_REDUCED]
@@ -355,7 +355,7 @@ def kernel(learn, set_lanes, apply):
                         x, y, plan, outer, x_start, y_start, a, cell, cells, b, state, weight, bias, narrow, lanes, parts,
                         buffer, line, behind,
                     )  # fmt: skip
-        finish()
+        fence()
         release((sums, lanes, parts, buffer, line, own))
         return 0 if ready else 1
 

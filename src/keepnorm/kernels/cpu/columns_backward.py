@@ -38,18 +38,18 @@ from keepnorm.kernels.columns import (
 from keepnorm.kernels.cpu.columns import gather, spread_round
 from keepnorm.kernels.cpu.integers import least
 from keepnorm.kernels.cpu.prefetch import (
-    ask,
-    ask_ahead,
-    ask_in_order,
     before_lines,
-    claim,
     distance,
-    finish,
+    fence,
     is_large,
-    room,
+    prefetch,
+    prefetch_ahead,
+    prefetch_in_order,
+    prefetch_write,
     streams,
     tile_of,
     whole_steps,
+    write_ahead,
 )
 from keepnorm.kernels.cpu.scalars import block_bounds, centred, chunk_and_block, clear, difference, offset
 from keepnorm.kernels.cpu.scale import set_centers
@@ -59,11 +59,11 @@ from keepnorm.kernels.cpu.simd import (
     centred_values,
     first,
     floats,
-    fused,
+    fma,
     load,
-    load_first,
+    load_n,
     save,
-    save_first,
+    store_n,
     write_two,
 )
 from keepnorm.kernels.jit.compile import exact, helper
@@ -82,10 +82,10 @@ def add_row(x, xi, dy, zi, n, mean, low, s, q, c):
             g = floats(load(dy, zi, i))
             d = centred_values(load(x, xi, i), m, e)
         else:
-            g = floats(load_first(dy, zi, i, n - i))
-            d = first(centred_values(load_first(x, xi, i, n - i), m, e), n - i)
+            g = floats(load_n(dy, zi, i, n - i))
+            d = first(centred_values(load_n(x, xi, i, n - i), m, e), n - i)
         save(s, c, i, load(s, c, i) + g)
-        save(q, c, i, fused(g, d, load(q, c, i)))
+        save(q, c, i, fma(g, d, load(q, c, i)))
 
 
 @exact
@@ -110,60 +110,58 @@ def add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c):
         d3 = centred_values(load(x, x3, i), m, e)
         d4 = centred_values(load(x, x4, i), m, e)
         save(s, c, i, load(s, c, i) + ((g1 + g2) + (g3 + g4)))
-        save(q, c, i, fused(g1, d1, fused(g2, d2, load(q, c, i))) + fused(g3, d3, g4 * d4))
+        save(q, c, i, fma(g1, d1, fma(g2, d2, load(q, c, i))) + fma(g3, d3, g4 * d4))
     if whole < n:
         k = n - whole
         m = load(mean, c, whole)
         e = load(low, c, whole)
-        g1 = floats(load_first(dy, zi, whole, k))
-        g2 = floats(load_first(dy, z2, whole, k))
-        g3 = floats(load_first(dy, z3, whole, k))
-        g4 = floats(load_first(dy, z4, whole, k))
-        d1 = first(centred_values(load_first(x, xi, whole, k), m, e), k)
-        d2 = first(centred_values(load_first(x, x2, whole, k), m, e), k)
-        d3 = first(centred_values(load_first(x, x3, whole, k), m, e), k)
-        d4 = first(centred_values(load_first(x, x4, whole, k), m, e), k)
+        g1 = floats(load_n(dy, zi, whole, k))
+        g2 = floats(load_n(dy, z2, whole, k))
+        g3 = floats(load_n(dy, z3, whole, k))
+        g4 = floats(load_n(dy, z4, whole, k))
+        d1 = first(centred_values(load_n(x, xi, whole, k), m, e), k)
+        d2 = first(centred_values(load_n(x, x2, whole, k), m, e), k)
+        d3 = first(centred_values(load_n(x, x3, whole, k), m, e), k)
+        d4 = first(centred_values(load_n(x, x4, whole, k), m, e), k)
         save(s, c, whole, load(s, c, whole) + ((g1 + g2) + (g3 + g4)))
-        save(q, c, whole, fused(g1, d1, fused(g2, d2, load(q, c, whole))) + fused(g3, d3, g4 * d4))
+        save(q, c, whole, fma(g1, d1, fma(g2, d2, load(q, c, whole))) + fma(g3, d3, g4 * d4))
 
 
 @exact
 def gradient(values, given, lanes, lane, j):
     """dx = dy * scale + d * slope + level of eight values."""
     d = centred_values(values, load(lanes[MEAN], lane, j), load(lanes[LOW], lane, j))
-    return fused(
-        floats(given), load(lanes[SCALE], lane, j), fused(d, load(lanes[SLOPE], lane, j), load(lanes[LEVEL], lane, j))
-    )
+    return fma(floats(given), load(lanes[SCALE], lane, j), fma(d, load(lanes[SLOPE], lane, j), load(lanes[LEVEL], lane, j)))
 
 
 @exact
-def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past):
+def gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, nontemporal):
     """dx of n values, rows of `full` lanes that follow each other."""
     ahead = distance(x, n)
-    free = room(dx, past)
+    free = write_ahead(dx, nontemporal)
     i = 0
     lane = 0
-    end = before_lines(dx, yi, n, past)
+    end = before_lines(dx, yi, n, nontemporal)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
             lane -= full if lane >= full else 0
-            save_first(dx, yi, i, k, gradient(load_first(x, xi, i, k), load_first(dy, zi, i, k), lanes, lane, 0))
+            store_n(dx, yi, i, k, gradient(load_n(x, xi, i, k), load_n(dy, zi, i, k), lanes, lane, 0))
             i += k
             lane += k
-        stop = i + whole_steps(dx, n - i, 2 * WIDTH, past)
+        stop = i + whole_steps(dx, n - i, 2 * WIDTH, nontemporal)
         while i < stop:
             lane -= full if lane >= full else 0
             whole = least((full - lane + 2 * WIDTH - 1) // (2 * WIDTH), (stop - i) // (2 * WIDTH)) * 2 * WIDTH
             for j in range(0, whole, 2 * WIDTH):
                 if ahead != 0:
-                    ask(x, xi + i + ahead + j)
-                    ask(dy, zi + i + ahead + j)
+                    prefetch(x, xi + i + ahead + j)
+                    prefetch(dy, zi + i + ahead + j)
                 if free != 0:
-                    claim(dx, yi + i + free + j)
+                    prefetch_write(dx, yi + i + free + j)
                 one = gradient(load(x, xi + i, j), load(dy, zi + i, j), lanes, lane, j)
                 other = gradient(load(x, xi + i, j + WIDTH), load(dy, zi + i, j + WIDTH), lanes, lane, j + WIDTH)
-                write_two(dx, yi + i, j, one, other, past)
+                write_two(dx, yi + i, j, one, other, nontemporal)
             i += whole
             lane += whole
         end = n
@@ -192,8 +190,8 @@ def block_sums(x, dy, plan, outer, x_start, z_start, b, width, lanes):
                 xi = x0 + i * plan[INNER_X] + c
                 zi = z0 + i * plan[INNER_Z] + c
                 if tile < full:
-                    ask_in_order(x, xi + 3 * c, 4 * n, 4 * full)
-                    ask_in_order(dy, zi + 3 * c, 4 * n, 4 * full)
+                    prefetch_in_order(x, xi + 3 * c, 4 * n, 4 * full)
+                    prefetch_in_order(dy, zi + 3 * c, 4 * n, 4 * full)
                 add_rows(x, xi, x_step, dy, zi, z_step, n, mean, low, s, q, c)
             i += 4 * fold
         while i < i1:
@@ -287,7 +285,7 @@ def block_gradient(
     last = -1
     side_by_side = x_step == width and y_step == width and z_step == width
     together = side_by_side and plan[INNER_AFFINE] == 0 and full >= 2 * WIDTH
-    past = is_large(dx) if together else streams(dx, full)
+    nontemporal = is_large(dx) if together else streams(dx, full)
     for p in range(p0, p1):
         x0 = starts[0] + offset(outer, p, X)
         y0 = starts[1] + offset(outer, p, Y)
@@ -305,9 +303,9 @@ def block_gradient(
             yi = y0 + i * y_step
             zi = z0 + i * z_step
             if behind:
-                ask_ahead(x, xi + n, 0, 1, n)
-                ask_ahead(dy, zi + n, 0, 1, n)
-            gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, past)
+                prefetch_ahead(x, xi + n, 0, 1, n)
+                prefetch_ahead(dy, zi + n, 0, 1, n)
+            gradient_rows(x, xi, dx, yi, dy, zi, n, full, lanes, nontemporal)
             i += steps
 
 
@@ -392,6 +390,6 @@ def tasks(
                         lanes,
                         behind,
                     )
-    finish()
+    fence()
     release((lanes, own))
     return 0 if ready else 1

@@ -1,4 +1,4 @@
-"""Kernels for lanes whose values have their own weight and bias; the formulas are those of own.py.
+"""Kernels for columns whose values have weights of their own; the formulas are those of affine_elementwise.py.
 
 Lanes side by side may belong to cells of both kinds: every value is worked out in both ways, and one is taken.
 """
@@ -25,7 +25,7 @@ from keepnorm.kernels.columns import (
 from keepnorm.kernels.cpu.affine_elementwise import float32_is_enough, float32_parts, is_held, largest_mean
 from keepnorm.kernels.cpu.columns import kernel
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask_ahead, gathered, put
+from keepnorm.kernels.cpu.prefetch import gathered, prefetch_ahead, put
 from keepnorm.kernels.cpu.scalars import block_bounds, offset
 from keepnorm.kernels.cpu.simd import (
     FLOATS,
@@ -34,11 +34,11 @@ from keepnorm.kernels.cpu.simd import (
     deviations,
     either,
     load,
-    load_first,
+    load_n,
     moved_twice,
-    save_first,
     scaled,
     singles,
+    store_n,
 )
 from keepnorm.kernels.jit.compile import exact, variant
 
@@ -107,11 +107,11 @@ def _row(x, xi, y, yi, n, lanes, parts):
     """Normalise a row whose values have their own weights and biases."""
     for i in range(0, n, WIDTH):
         k = least(WIDTH, n - i)
-        values = load_first(x, xi, i, k)
+        values = load_n(x, xi, i, k)
         d = deviations(values, load(lanes[LANE_MEAN], 0, i))
         d = scaled(d, load(lanes[LANE_SCALE], 0, i), load(lanes[LANE_SHIFT], 0, i))
         double = scaled(d, load(lanes[LANE_WEIGHT], 0, i), load(lanes[LANE_BIAS], 0, i))
-        save_first(y, yi, i, k, _chosen(values, double, lanes, parts, i))
+        store_n(y, yi, i, k, _chosen(values, double, lanes, parts, i))
 
 
 @exact
@@ -128,7 +128,7 @@ def apply(
             yi = y_start + offset(outer, p, Y) + i * plan[INNER_Y]
             _set_row(plan, position + i * plan[INNER_AFFINE], cells, weight, bias, lanes)
             if behind:
-                ask_ahead(x, xi + n, 0, 1, n)
+                prefetch_ahead(x, xi + n, 0, 1, n)
             source, here = gathered(x, xi, plan[LANE_X], n, buffer)
             target, there = (y, yi) if line.size == 0 else (line, 0)
             _row(source, here, target, there, n, lanes, parts)

@@ -13,42 +13,21 @@ from numba.extending import intrinsic
 from keepnorm.kernels.cpu.integers import least, most
 from keepnorm.kernels.cpu.scratch import address_of
 from keepnorm.kernels.jit.compile import exact
-
-# Bytes of a result from which on it is written past the caches. (Two threads, 32 MiB of cache: 18 MB take 1.5 times as long
-# that way, 27 MB as long as otherwise, 60 MB 0.8 times.)
-STREAM = 24 << 20
-
-# Bytes of a row, at least, that goes there where rows are whole cache lines.
-ROW = 512
-
-# The same where they are not: the ends share their lines with the neighbours and go through the caches. (64 MB in rows of one
-# cache line and a part, two threads: 1 KiB 6.2 to 7.4 ms and 8.1 with plain stores, 2 KiB 4.3 and 7.4, 4 KiB 3.4 and 5.5.)
-LONG_ROW = 1 << 10
-
-# Bytes of an array from which on rows are asked for ahead.
-AHEAD = 1 << 21
-
-# Lanes of a tile, and lanes up to which a row is cut into tiles: longer rows are streams that the processor sees.
-TILE, TILED = 32, 512
-
-# Bytes by which a tile asks ahead, at least.
-ASKED = 4096
-
-# Values of the line in which a result is made: 4 KiB of float32, so that it stays in the L1 cache.
-LINE = 1024
-
-# Bytes by which a long run of a far array asks ahead, and bytes of an array from which on it is far: the memory takes longer
-# to answer than the processor looks ahead by itself. (Two threads, 77 MB, runs of 200 KB: moments in 1.5 ms, not in 2 to 3,
-# the backward step in 9, not in 12. With 25 MB it gained nothing.)
-DISTANCE, FAR = 4096, 1 << 25
-
-# Bytes of an array and of its runs from which on the sums ask ahead, also beyond the end of a run: mostly the next is there.
-# (Layer norm of (16384,256), two threads: 0.94 ms, not 1.29.)
-BEYOND, BEYOND_RUN = 1 << 22, 512
-
-# Bytes by which a result is claimed ahead, and bytes of a result from which on it is: a store waits for its line to come, and
-# the processor does not look ahead for stores as it does for loads.
-ROOM, CLAIMED = 4096, 1 << 20
+from keepnorm.tuning import (
+    BEYOND_ARRAY,
+    BEYOND_RUN,
+    PREFETCH,
+    RUN_ARRAY,
+    RUN_DISTANCE,
+    STREAM,
+    STREAM_ROW,
+    STREAM_ROW_UNALIGNED,
+    TILE,
+    TILE_DISTANCE,
+    TILED,
+    WRITE_AHEAD,
+    WRITE_ARRAY,
+)
 
 _CACHE_LINE = 64
 _CHARS = ir.IntType(8).as_pointer()
@@ -70,7 +49,7 @@ def _fetch(context, builder, signature, arguments, to_write):
 
 
 @intrinsic
-def ask(typing, array, index):
+def prefetch(typing, array, index):
     """Begin to fetch the cache line of array[index]; an index outside is no error."""
 
     def generate(context, builder, signature, arguments):
@@ -80,7 +59,7 @@ def ask(typing, array, index):
 
 
 @intrinsic
-def claim(typing, array, index):
+def prefetch_write(typing, array, index):
     """The same for a line that will be written."""
 
     def generate(context, builder, signature, arguments):
@@ -90,7 +69,7 @@ def claim(typing, array, index):
 
 
 @intrinsic
-def finish(typing):
+def fence(typing):
     """Let other threads see what was written past the caches."""
 
     def generate(context, builder, signature, arguments):
@@ -101,38 +80,38 @@ def finish(typing):
 
 
 @exact
-def ask_ahead(x, first, step, rows, n):
+def prefetch_ahead(x, first, step, rows, n):
     """Begin to fetch `rows` rows of n values; where many rows are read at once, the processor does not see a pattern."""
     line = _CACHE_LINE // x.itemsize
     for row in range(rows):
         start = first + row * step
         for i in range(0, n, line):
-            ask(x, start + i)
+            prefetch(x, start + i)
 
 
 @exact
-def claim_ahead(y, start, n):
+def prefetch_write_ahead(y, start, n):
     """Claim the lines of n values."""
     for i in range(0, n, _CACHE_LINE // y.itemsize):
-        claim(y, start + i)
+        prefetch_write(y, start + i)
 
 
 @exact
 def distance(x, n):
     """By how many values a run of n asks ahead; 0 where that would be of no use."""
-    return DISTANCE // x.itemsize if x.nbytes >= FAR and n * x.itemsize >= DISTANCE else 0
+    return RUN_DISTANCE // x.itemsize if x.nbytes >= RUN_ARRAY and n * x.itemsize >= RUN_DISTANCE else 0
 
 
 @exact
 def distance_of_sums(x, n):
     """The same for the sums of a run, which are the first to read it."""
-    return DISTANCE // x.itemsize if x.nbytes >= BEYOND and n * x.itemsize >= BEYOND_RUN else 0
+    return RUN_DISTANCE // x.itemsize if x.nbytes >= BEYOND_ARRAY and n * x.itemsize >= BEYOND_RUN else 0
 
 
 @exact
-def room(y, past):
+def write_ahead(y, nontemporal):
     """By how many values a result is claimed ahead of what is written; 0 where that would be of no use."""
-    return ROOM // y.itemsize if y.nbytes >= CLAIMED and not past else 0
+    return WRITE_AHEAD // y.itemsize if y.nbytes >= WRITE_ARRAY and not nontemporal else 0
 
 
 @exact
@@ -142,13 +121,13 @@ def tile_of(x, n, step):
     Four rows read from one end to the other are four streams, none long enough for the processor to foresee, and take
     twice as long as one. Tile by tile, with as many lines asked for in the order of the memory, they are one stream.
     """
-    return TILE if step == n and TILE < n <= TILED and x.nbytes >= AHEAD else n
+    return TILE if step == n and TILE < n <= TILED and x.nbytes >= PREFETCH else n
 
 
 @exact
-def ask_in_order(x, first, n, group):
+def prefetch_in_order(x, first, n, group):
     """Begin to fetch n values, a little ahead of x[first], and at least the `group` of values that is read now."""
-    ask_ahead(x, first + most(ASKED // x.itemsize, group), 0, 1, n)
+    prefetch_ahead(x, first + most(TILE_DISTANCE // x.itemsize, group), 0, 1, n)
 
 
 @exact
@@ -169,10 +148,10 @@ def put(line, y, start, step, n):
 
 
 @exact
-def before_lines(y, start, n, past):
+def before_lines(y, start, n, nontemporal):
     """How many of n values from y[start] on come before the first cache line that is written past the caches, if one is."""
     size = y.itemsize
-    return least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if past else 0
+    return least((-(address_of(y) + start * size) % _CACHE_LINE) // size, n) if nontemporal else 0
 
 
 @exact
@@ -183,12 +162,12 @@ def before_steps(y, start, step):
 
 
 @exact
-def whole_steps(y, n, step, past):
+def whole_steps(y, n, step, nontemporal):
     """How many of n values are written in whole steps; in whole cache lines, where these go past the caches.
 
     A line of which one half goes past the caches and the other through them takes longer than all the rest of a short row.
     """
-    unit = most(step, _CACHE_LINE // y.itemsize) if past else step
+    unit = most(step, _CACHE_LINE // y.itemsize) if nontemporal else step
     return n & -unit  # a power of two
 
 
@@ -203,4 +182,4 @@ def streams(y, n):
     """Whether a result does whose rows of n values lie apart."""
     row = n * y.itemsize
     whole = address_of(y) % _CACHE_LINE == 0 and row % _CACHE_LINE == 0
-    return row >= (ROW if whole else LONG_ROW) and is_large(y)
+    return row >= (STREAM_ROW if whole else STREAM_ROW_UNALIGNED) and is_large(y)

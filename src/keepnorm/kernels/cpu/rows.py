@@ -39,13 +39,14 @@ from keepnorm.kernels.columns import (
 from keepnorm.kernels.cpu.affine import fold, scale_run
 from keepnorm.kernels.cpu.affine_half import fits, narrow_run, narrow_steps
 from keepnorm.kernels.cpu.integers import least, most
-from keepnorm.kernels.cpu.prefetch import LINE, ask, ask_ahead, distance_of_sums, finish, gathered, put, streams
+from keepnorm.kernels.cpu.prefetch import distance_of_sums, fence, gathered, prefetch, prefetch_ahead, put, streams
 from keepnorm.kernels.cpu.scalars import block_bounds, copy_states, is_narrow, merge_blocks, offset, set_state
 from keepnorm.kernels.cpu.scale import set_centers
 from keepnorm.kernels.cpu.scratch import allocate, have, release
 from keepnorm.kernels.cpu.shift import first_shift, is_outlier, next_shift
-from keepnorm.kernels.cpu.simd import WIDTH, differences, fill, first, fused, load_both, load_first, total, unless
+from keepnorm.kernels.cpu.simd import WIDTH, differences, fill, first, fma, load_both, load_n, total, unless
 from keepnorm.kernels.jit.compile import exact
+from keepnorm.tuning import LINE
 
 # Rows of the scratch array of a group of cells.
 SHIFT, SUM, SQUARES = range(3)
@@ -60,19 +61,19 @@ def run_sums(x, start, n, shift, ahead):
     i = 0
     while i + 2 * WIDTH <= n:
         if ahead != 0:
-            ask(x, start + ahead + i)
+            prefetch(x, start + ahead + i)
         one, other = load_both(x, start, i)
         d = unless(plain, one, k)
         e = unless(plain, other, k)
         s += d
         s2 += e
-        q = fused(d, d, q)
-        q2 = fused(e, e, q2)
+        q = fma(d, d, q)
+        q2 = fma(e, e, q2)
         i += 2 * WIDTH
     while i < n:
-        d = first(differences(load_first(x, start, i, n - i), k), n - i)
+        d = first(differences(load_n(x, start, i, n - i), k), n - i)
         s += d
-        q = fused(d, d, q)
+        q = fma(d, d, q)
         i += WIDTH
     return total(s + s2), total(q + q2)
 
@@ -126,16 +127,16 @@ def block(x, plan, outer, start, step, b, count, part, at, sums, cells, buffer):
 
 
 @exact
-def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, narrow, past):
+def scale_piece(x, xi, y, yi, n, plan, outer, state, k, weight, bias, a, narrow, nontemporal):
     """The affine step on a piece of a run of cell k, all of which has the weight and the bias of affine index `a`."""
     mean = state[MEAN, k]
     w = state[SCALE, k] * weight[a]
     shift = bias[a] - state[LOW, k] * w
     if narrow and fits(x, y, mean, w, shift):
-        narrow_run(x, xi, y, yi, n, mean, w, shift, past)
+        narrow_run(x, xi, y, yi, n, mean, w, shift, nontemporal)
     else:
         centre, shift = fold(x, y, mean, w, shift)
-        scale_run(x, xi, y, yi, n, centre, w, shift, past)
+        scale_run(x, xi, y, yi, n, centre, w, shift, nontemporal)
 
 
 def kernel(learn, scale):
@@ -154,22 +155,22 @@ def kernel(learn, scale):
         last = kept.shape[0] - 1
         n = i1 - i0
         dense = line.size == 0 and x_step == 1
-        past = line.size == 0 and streams(y, plan[INNER])
+        nontemporal = line.size == 0 and streams(y, plan[INNER])
         for p in range(p0, p1):
             x0 = x_start + offset(outer, p, X)
             y0 = y_start + offset(outer, p, Y)
             a = affine_start + offset(outer, p, AFFINE)
             for k in range(home, home + cells):
                 if behind:
-                    ask_ahead(x, x0 + cells * n, 0, 1, n)
+                    prefetch_ahead(x, x0 + cells * n, 0, 1, n)
                 if dense:
-                    scale(x, x0, y, y0, n, plan, outer, state, k, weight, bias, a, known, past)
+                    scale(x, x0, y, y0, n, plan, outer, state, k, weight, bias, a, known, nontemporal)
                 for i in range(0, 0 if dense else n, LINE):
                     m = least(LINE, n - i)
                     source, xi = gathered(x, x0 + i * x_step, x_step, m, buffer)
                     target, yi = (y, y0 + i) if line.size == 0 else (line, 0)
                     first = a + i * affine_step
-                    scale(source, xi, target, yi, m, plan, outer, state, k, weight, bias, first, known, past)
+                    scale(source, xi, target, yi, m, plan, outer, state, k, weight, bias, first, known, nontemporal)
                     put(line, y, y0 + i * y_step, y_step, m)
                 x0 += kept[last, X]
                 y0 += kept[last, Y]
@@ -231,7 +232,7 @@ def kernel(learn, scale):
                 i1 = least(i0 + plan[ROWS], plan[INNER]) if stage == APPLY else plan[INNER]
                 apply(x, y, plan, kept, outer, cell, cells, p0, p1, i0, i1, state, weight, bias, known, buffer, line, behind)
             t += cells
-        finish()
+        fence()
         release((buffer, group_sums, group_cells, own, line))
         return 0 if ready else 1
 

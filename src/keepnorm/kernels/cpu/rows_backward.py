@@ -2,7 +2,7 @@
 
 With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``g = dy * weight`` and sums over one cell,
 ``dx = r * (g - sum(g) / n - d * r^2 * sum(g d) / n)``, ``dweight = sum(dy d) r``, ``dbias = sum(dy)``. Neighbouring cells go
-together, as in runs.py.
+together, as in rows.py.
 """
 
 from numpy import float64
@@ -32,7 +32,17 @@ from keepnorm.kernels.columns import (
     Z,
 )
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.prefetch import ask, ask_ahead, before_lines, claim, distance, finish, room, streams, whole_steps
+from keepnorm.kernels.cpu.prefetch import (
+    before_lines,
+    distance,
+    fence,
+    prefetch,
+    prefetch_ahead,
+    prefetch_write,
+    streams,
+    whole_steps,
+    write_ahead,
+)
 from keepnorm.kernels.cpu.scalars import block_bounds, clear, offset
 from keepnorm.kernels.cpu.scale import set_centers
 from keepnorm.kernels.cpu.scratch import allocate, have, release
@@ -42,12 +52,12 @@ from keepnorm.kernels.cpu.simd import (
     fill,
     first,
     floats,
-    fused,
+    fma,
     load,
     load_both,
-    load_first,
+    load_n,
     save,
-    save_first,
+    store_n,
     total,
     write,
     write_both,
@@ -68,20 +78,20 @@ def run_sums(x, xi, dy, zi, n, mean, low):
     i = 0
     while i + 2 * WIDTH <= n:
         if ahead != 0:
-            ask(x, xi + ahead + i)
-            ask(dy, zi + ahead + i)
+            prefetch(x, xi + ahead + i)
+            prefetch(dy, zi + ahead + i)
         g, g2 = load_both(dy, zi, i)
         d, d2 = load_both(x, xi, i)
         s += floats(g)
         s2 += floats(g2)
-        q = fused(floats(g), centred_values(d, m, e), q)
-        q2 = fused(floats(g2), centred_values(d2, m, e), q2)
+        q = fma(floats(g), centred_values(d, m, e), q)
+        q2 = fma(floats(g2), centred_values(d2, m, e), q2)
         i += 2 * WIDTH
     while i < n:
         k = least(WIDTH, n - i)
-        given = floats(load_first(dy, zi, i, k))
+        given = floats(load_n(dy, zi, i, k))
         s += given
-        q = fused(given, first(centred_values(load_first(x, xi, i, k), m, e), k), q)
+        q = fma(given, first(centred_values(load_n(x, xi, i, k), m, e), k), q)
         i += WIDTH
     return total(s + s2), total(q + q2)
 
@@ -98,26 +108,26 @@ def run_sums_affine(x, xi, dy, zi, n, mean, low, scale, weight, dweight, dbias, 
         if k >= WIDTH:
             given = floats(load(dy, zi, i))
             d = centred_values(load(x, xi, i), m, e)
-            save(dweight, a, i, fused(given * d, r, load(dweight, a, i)))
+            save(dweight, a, i, fma(given * d, r, load(dweight, a, i)))
             save(dbias, a, i, load(dbias, a, i) + given)
             g = given * load(weight, a, i)
         else:
-            given = floats(load_first(dy, zi, i, k))
-            d = first(centred_values(load_first(x, xi, i, k), m, e), k)
-            save_first(dweight, a, i, k, fused(given * d, r, load_first(dweight, a, i, k)))
-            save_first(dbias, a, i, k, load_first(dbias, a, i, k) + given)
-            g = given * load_first(weight, a, i, k)
+            given = floats(load_n(dy, zi, i, k))
+            d = first(centred_values(load_n(x, xi, i, k), m, e), k)
+            store_n(dweight, a, i, k, fma(given * d, r, load_n(dweight, a, i, k)))
+            store_n(dbias, a, i, k, load_n(dbias, a, i, k) + given)
+            g = given * load_n(weight, a, i, k)
         s += g
-        q = fused(g, d, q)
+        q = fma(g, d, q)
     return total(s), total(q)
 
 
 @exact
 def eight_of_row(x, xi, dy, zi, i, k, m, e, r, w, dw, db):
     """The gradients of weight and bias with k values of a row added, eight at most, and their g and d."""
-    given = floats(load_first(dy, zi, i, k))
-    d = first(centred_values(load_first(x, xi, i, k), m, e), k)
-    return fused(given * d, r, dw), db + given, given * w, d
+    given = floats(load_n(dy, zi, i, k))
+    d = first(centred_values(load_n(x, xi, i, k), m, e), k)
+    return fma(given * d, r, dw), db + given, given * w, d
 
 
 @exact
@@ -129,23 +139,23 @@ def four_sums_affine(x, xi, x_step, dy, zi, z_step, n, own, k, weight, dweight, 
     s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = fill(0.0)
     for i in range(0, n, WIDTH):
         c = least(WIDTH, n - i)
-        w = load_first(weight, a, i, c)
-        dw = load_first(dweight, a, i, c)
-        db = load_first(dbias, a, i, c)
+        w = load_n(weight, a, i, c)
+        dw = load_n(dweight, a, i, c)
+        db = load_n(dbias, a, i, c)
         dw, db, g, d = eight_of_row(x, xi, dy, zi, i, c, m0, e0, r0, w, dw, db)
         s0 += g
-        q0 = fused(g, d, q0)
+        q0 = fma(g, d, q0)
         dw, db, g, d = eight_of_row(x, xi + x_step, dy, zi + z_step, i, c, m1, e1, r1, w, dw, db)
         s1 += g
-        q1 = fused(g, d, q1)
+        q1 = fma(g, d, q1)
         dw, db, g, d = eight_of_row(x, xi + 2 * x_step, dy, zi + 2 * z_step, i, c, m2, e2, r2, w, dw, db)
         s2 += g
-        q2 = fused(g, d, q2)
+        q2 = fma(g, d, q2)
         dw, db, g, d = eight_of_row(x, xi + 3 * x_step, dy, zi + 3 * z_step, i, c, m3, e3, r3, w, dw, db)
         s3 += g
-        q3 = fused(g, d, q3)
-        save_first(dweight, a, i, c, dw)
-        save_first(dbias, a, i, c, db)
+        q3 = fma(g, d, q3)
+        store_n(dweight, a, i, c, dw)
+        store_n(dbias, a, i, c, db)
     own[SUM, k] += total(s0)
     own[SUM, k + 1] += total(s1)
     own[SUM, k + 2] += total(s2)
@@ -157,7 +167,7 @@ def four_sums_affine(x, xi, x_step, dy, zi, z_step, n, own, k, weight, dweight, 
 
 
 @exact
-def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past):
+def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, nontemporal):
     """dx = dy * scale + d * slope + level."""
     m = fill(mean)
     e = fill(low)
@@ -165,56 +175,56 @@ def gradient_run(x, xi, dx, yi, dy, zi, n, mean, low, scale, slope, level, past)
     b = fill(slope)
     c = fill(level)
     ahead = distance(x, n)
-    free = room(dx, past)
+    free = write_ahead(dx, nontemporal)
     i = 0
-    end = before_lines(dx, yi, n, past)
+    end = before_lines(dx, yi, n, nontemporal)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
-            d = centred_values(load_first(x, xi, i, k), m, e)
-            save_first(dx, yi, i, k, fused(floats(load_first(dy, zi, i, k)), f, fused(d, b, c)))
+            d = centred_values(load_n(x, xi, i, k), m, e)
+            store_n(dx, yi, i, k, fma(floats(load_n(dy, zi, i, k)), f, fma(d, b, c)))
             i += k
-        whole = whole_steps(dx, n - i, 2 * WIDTH, past)
+        whole = whole_steps(dx, n - i, 2 * WIDTH, nontemporal)
         for j in range(i, i + whole, 2 * WIDTH):
             if ahead != 0:
-                ask(x, xi + ahead + j)
-                ask(dy, zi + ahead + j)
+                prefetch(x, xi + ahead + j)
+                prefetch(dy, zi + ahead + j)
             if free != 0:
-                claim(dx, yi + free + j)
+                prefetch_write(dx, yi + free + j)
             g, g2 = load_both(dy, zi, j)
             given, given2 = load_both(x, xi, j)
-            one = fused(floats(g), f, fused(centred_values(given, m, e), b, c))
-            other = fused(floats(g2), f, fused(centred_values(given2, m, e), b, c))
-            write_both(dx, yi, j, (one, other), past)
+            one = fma(floats(g), f, fma(centred_values(given, m, e), b, c))
+            other = fma(floats(g2), f, fma(centred_values(given2, m, e), b, c))
+            write_both(dx, yi, j, (one, other), nontemporal)
         i += whole
         end = n
 
 
 @exact
-def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, slope, level, past):
+def gradient_run_affine(x, xi, dx, yi, dy, zi, n, mean, low, weight, a, scale, slope, level, nontemporal):
     """The same with a weight for each value, from affine index `a` on."""
     m = fill(mean)
     e = fill(low)
     f = fill(scale)
     b = fill(slope)
     c = fill(level)
-    free = room(dx, past)
+    free = write_ahead(dx, nontemporal)
     i = 0
-    end = before_lines(dx, yi, n, past)
+    end = before_lines(dx, yi, n, nontemporal)
     while i < n:
         while i < end:
             k = least(WIDTH, end - i)
-            d = centred_values(load_first(x, xi, i, k), m, e)
-            g = floats(load_first(dy, zi, i, k)) * load_first(weight, a, i, k)
-            save_first(dx, yi, i, k, fused(g, f, fused(d, b, c)))
+            d = centred_values(load_n(x, xi, i, k), m, e)
+            g = floats(load_n(dy, zi, i, k)) * load_n(weight, a, i, k)
+            store_n(dx, yi, i, k, fma(g, f, fma(d, b, c)))
             i += k
-        whole = whole_steps(dx, n - i, WIDTH, past)
+        whole = whole_steps(dx, n - i, WIDTH, nontemporal)
         for j in range(i, i + whole, WIDTH):
             if free != 0:
-                claim(dx, yi + free + j)
+                prefetch_write(dx, yi + free + j)
             d = centred_values(load(x, xi, j), m, e)
             g = floats(load(dy, zi, j)) * load(weight, a, j)
-            write(dx, yi, j, fused(g, f, fused(d, b, c)), past)
+            write(dx, yi, j, fma(g, f, fma(d, b, c)), nontemporal)
         i += whole
         end = n
 
@@ -264,7 +274,7 @@ def block_gradient(x, dx, dy, plan, kept, outer, cell, cells, b, own, weight, in
     """dx of block b of neighbouring cells; `through` tells whether the moments depend on x."""
     p0, p1, i0, i1 = block_bounds(plan, b)
     width = i1 - i0
-    past = streams(dx, plan[INNER])
+    nontemporal = streams(dx, plan[INNER])
     last = kept.shape[0] - 1
     x_step = kept[last, X]
     y_step = kept[last, Y]
@@ -287,14 +297,14 @@ def block_gradient(x, dx, dy, plan, kept, outer, cell, cells, b, own, weight, in
             slope = -own[PRODUCT, k] * scale * scale * scale / n if through and scale != 0.0 else 0.0
             level = -own[SUM, k] * scale / n if through and center else 0.0
             if behind:
-                ask_ahead(x, x0 + cells * width, 0, 1, width)
-                ask_ahead(dy, z0 + cells * width, 0, 1, width)
+                prefetch_ahead(x, x0 + cells * width, 0, 1, width)
+                prefetch_ahead(dy, z0 + cells * width, 0, 1, width)
             if plan[INNER_AFFINE] and inside:
-                gradient_run_affine(x, x0, dx, y0, dy, z0, width, mean, low, weight, a + i0, scale, slope, level, past)
+                gradient_run_affine(x, x0, dx, y0, dy, z0, width, mean, low, weight, a + i0, scale, slope, level, nontemporal)
             else:
                 w = weight[a]
                 share = 1.0 if inside else w  # inside cells the sums hold the weights already
-                gradient_run(x, x0, dx, y0, dy, z0, width, mean, low, scale * w, slope * share, level * share, past)
+                gradient_run(x, x0, dx, y0, dy, z0, width, mean, low, scale * w, slope * share, level * share, nontemporal)
             x0 += x_step
             y0 += y_step
             z0 += z_step
@@ -373,6 +383,6 @@ def tasks(
             t += cells
         elif cell == end:
             t += 1
-    finish()
+    fence()
     release((own,))
     return 0 if ready else 1

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from keepnorm.kernels.columns import DELTA, M2, K, N
 from keepnorm.kernels.cpu.integers import least
-from keepnorm.kernels.cpu.simd import FLOATS, WIDTH, call, filled, load_first, save_first
+from keepnorm.kernels.cpu.simd import FLOATS, WIDTH, call, filled, load_n, store_n
 from keepnorm.kernels.jit.compile import exact
 
 # An eighth to a quarter of the last place of what it multiplies, no short fraction of it: what is added before a rounding,
@@ -80,10 +80,10 @@ def set_centers(state, cell, cells, eps, center, narrow, mean, low, scale, at):
     """Work out what the affine step of neighbouring cells needs, from `at` on, once for all that it visits."""
     for i in range(0, cells, WIDTH):
         k = least(WIDTH, cells - i)
-        n = load_first(state[N], cell, i, k)
-        shift = load_first(state[K], cell, i, k)
-        delta = load_first(state[DELTA], cell, i, k)
-        m, e, s = _centres(n, shift, delta, load_first(state[M2], cell, i, k), eps, center, narrow)
-        save_first(mean, at, i, k, m)
-        save_first(low, at, i, k, e)
-        save_first(scale, at, i, k, s)
+        n = load_n(state[N], cell, i, k)
+        shift = load_n(state[K], cell, i, k)
+        delta = load_n(state[DELTA], cell, i, k)
+        m, e, s = _centres(n, shift, delta, load_n(state[M2], cell, i, k), eps, center, narrow)
+        store_n(mean, at, i, k, m)
+        store_n(low, at, i, k, e)
+        store_n(scale, at, i, k, s)

@@ -138,9 +138,9 @@ def store_first(builder, value, pointer, size, n):
     builder.call(function, [value, pointer, Constant(_INT, size), mask])
 
 
-def store_past(builder, value, pointer, size, past):
+def store_past(builder, value, pointer, size, nontemporal):
     """Store some values, past the caches where `past` says so; the address must then be a multiple of what they take."""
-    with builder.if_else(past) as (beside, through):
+    with builder.if_else(nontemporal) as (beside, through):
         with beside:
             store = builder.store(value, pointer, align=value.type.count * size)
             store.set_metadata("nontemporal", builder.module.add_metadata([_INT(1)]))
@@ -180,7 +180,7 @@ def load_both(typing, array, start, index):
 
 
 @intrinsic
-def load_first(typing, array, start, index, n):
+def load_n(typing, array, start, index, n):
     """The first n of eight values, and zeros; the rest is not read."""
 
     def generate(context, builder, signature, arguments):
@@ -203,7 +203,7 @@ def save(typing, array, start, index, value):
 
 
 @intrinsic
-def write(typing, array, start, index, value, past):
+def write(typing, array, start, index, value, nontemporal):
     """The same, past the caches where `past` says so; the address must then be a multiple of what eight values take."""
 
     def generate(context, builder, signature, arguments):
@@ -215,48 +215,50 @@ def write(typing, array, start, index, value, past):
 
 
 @intrinsic
-def write_both(typing, array, start, index, values, past):
+def write_both(typing, array, start, index, values, nontemporal):
     """Write two times eight float64 to where `load_both` has read as many, as `write` does: to a multiple of what all take."""
 
     def generate(context, builder, signature, arguments):
-        kind, at, past = signature.args[0], arguments[:3], arguments[4]
+        kind, at, nontemporal = signature.args[0], arguments[:3], arguments[4]
         both = cgutils.unpack_tuple(builder, arguments[3], 2)
         if _is_brain(kind.dtype):
             pointer, size = place(context, builder, kind, *at, 2 * WIDTH)
             words = united(builder, *(builder.fptrunc(part, _SINGLES) for part in both))
-            store_past(builder, builder.bitcast(words, pointer.type.pointee), pointer, size, past)
+            store_past(builder, builder.bitcast(words, pointer.type.pointee), pointer, size, nontemporal)
         else:
-            _write_two(context, builder, kind, at, both, past)
+            _write_two(context, builder, kind, at, both, nontemporal)
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, values, types.boolean), generate
 
 
 @intrinsic
-def write_two(typing, array, start, index, one, other, past):
+def write_two(typing, array, start, index, one, other, nontemporal):
     """Write eight float64 and eight more behind them, as `write` does: to a multiple of what all take."""
 
     def generate(context, builder, signature, arguments):
-        kind, at, (one, other, past) = signature.args[0], arguments[:3], arguments[3:]
+        kind, at, (one, other, nontemporal) = signature.args[0], arguments[:3], arguments[3:]
         if _is_brain(kind.dtype):
             # Rounding takes nine instructions, for eight values as for sixteen.
             pointer, size = place(context, builder, kind, *at, 2 * WIDTH)
-            store_past(builder, _rounded(builder, kind.dtype, joined(builder, one, other)), pointer, size, past)
+            store_past(builder, _rounded(builder, kind.dtype, joined(builder, one, other)), pointer, size, nontemporal)
         else:
-            _write_two(context, builder, kind, at, (one, other), past)
+            _write_two(context, builder, kind, at, (one, other), nontemporal)
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp, one, other, types.boolean), generate
 
 
-def _write_two(context, builder, kind, at, both, past):
+def _write_two(context, builder, kind, at, both, nontemporal):
     pointer, size = place(context, builder, kind, *at)
     for n, values in enumerate(both):
-        store_past(builder, _rounded(builder, kind.dtype, values), builder.gep(pointer, [Constant(_INT, n)]), size, past)
+        store_past(
+            builder, _rounded(builder, kind.dtype, values), builder.gep(pointer, [Constant(_INT, n)]), size, nontemporal
+        )
 
 
 @intrinsic
-def save_first(typing, array, start, index, n, value):
+def store_n(typing, array, start, index, n, value):
     """Write the first n of eight float64 or float32."""
 
     def generate(context, builder, signature, arguments):
@@ -353,7 +355,7 @@ def _places(indices):
 
 
 @intrinsic
-def fused(typing, a, b, c):
+def fma(typing, a, b, c):
     """a * b + c, rounded once where the processor can."""
 
     def generate(context, builder, signature, arguments):

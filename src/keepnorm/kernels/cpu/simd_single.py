@@ -1,6 +1,6 @@
 """Sixteen values at once, as float32: one instruction where a processor has registers for as many.
 
-They are what the eight float64 of vector.py are where float32 is enough.
+They are what the eight float64 of simd.py are where float32 is enough.
 """
 
 from llvmlite import ir
@@ -87,7 +87,7 @@ def load_both(typing, array, start, index):
 
 
 @intrinsic
-def load_first(typing, array, start, index, n):
+def load_n(typing, array, start, index, n):
     """The first n of sixteen values, and zeros; the rest is not read."""
 
     def generate(context, builder, signature, arguments):
@@ -99,7 +99,7 @@ def load_first(typing, array, start, index, n):
 
 
 @intrinsic
-def save_first(typing, array, start, index, n, values):
+def store_n(typing, array, start, index, n, values):
     """Write the first n of sixteen values, rounded."""
 
     def generate(context, builder, signature, arguments):
@@ -111,7 +111,7 @@ def save_first(typing, array, start, index, n, values):
 
 
 @intrinsic
-def write(typing, array, start, index, values, past):
+def write(typing, array, start, index, values, nontemporal):
     """Write sixteen values, rounded: past the caches where `past` says so, to a multiple of what they take."""
 
     def generate(context, builder, signature, arguments):
@@ -123,7 +123,7 @@ def write(typing, array, start, index, values, past):
 
 
 @intrinsic
-def write_both(typing, array, start, index, values, past):
+def write_both(typing, array, start, index, values, nontemporal):
     """Write what `load_both` has read, rounded: past the caches where `past` says so, to a multiple of 64 bytes."""
     dtype = array.dtype
 
@@ -164,7 +164,7 @@ def moved_twice(typing, values, high, factor, rest, weight, bias):
 
 @intrinsic
 def affine_twice(typing, values, scale, rest, shift, weight, bias):
-    """(values * (scale + rest) + shift) * weight + bias, where the rest and the shift are small: as that of vector.py."""
+    """(values * (scale + rest) + shift) * weight + bias, where the rest and the shift are small: as that of simd.py."""
 
     def generate(context, builder, signature, arguments):
         return affine_and_weighted(builder, *arguments)

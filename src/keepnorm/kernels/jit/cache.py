@@ -49,9 +49,10 @@ def stamp() -> str:
 
 
 def sources() -> list[Path]:
-    """The files that machine code is made of: all kernels, in whatever folders, but for those of CUDA."""
+    """The files that machine code is made of: the tuned numbers, and all kernels but those of CUDA."""
     root = Path(next(iter(kernels.__path__)))
-    return [path for path in sorted(root.rglob("*.py")) if not path.relative_to(root).parts[0].startswith("cuda")]
+    own = [path for path in sorted(root.rglob("*.py")) if not path.relative_to(root).parts[0].startswith("cuda")]
+    return [*own, root.parent / "tuning.py"]
 
 
 def _version(package: str) -> str:

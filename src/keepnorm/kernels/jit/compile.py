@@ -2,7 +2,7 @@
 
 A kernel is a function `tasks` and all that it calls, inlined into one function that Python can call (entry.py). None of it
 uses Numba's runtime, so that the code needs nothing but the C library and Python's own functions: it is kept on disk and
-runs in later processes without Numba (native.py).
+runs in later processes without Numba (link.py).
 """
 
 from collections.abc import Callable, Iterator
