@@ -13,6 +13,10 @@ def worked_out(state, cell, cells, eps, center, narrow):
     set_centers(state, cell, cells, eps, center, narrow, state[MEAN], state[LOW], state[SCALE], cell)
 
 
+def shortened(value, unit):
+    return (value + unit * OFF_HALFWAY + unit) - unit
+
+
 def one(n, shift, delta, m2, eps, center, narrow):
     """The same in NumPy, for a single cell, step by step as centres.py says it."""
     with np.errstate(all="ignore"):
@@ -26,8 +30,10 @@ def one(n, shift, delta, m2, eps, center, narrow):
             c = scale * 33554433.0
             scale = c - (c - scale)
             unit = 12582912.0 / scale
-            mean = (mean + unit * OFF_HALFWAY + unit) - unit
-            low = np.float64(0.0)
+            whole, rest = mean, low
+            mean = shortened(whole, unit)
+            low = shortened((whole - mean) + rest, unit)
+            low = np.float64(0.0) if np.isnan(low) else low  # of an infinite mean
     return (mean, low, scale) if center else (np.float64(0.0), np.float64(0.0), scale)
 
 

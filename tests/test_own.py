@@ -7,8 +7,8 @@ from numba import njit
 
 import keepnorm as kn
 from keepnorm.kernels.cpu import affine_elementwise
-from keepnorm.kernels.cpu.rows_elementwise import LONG
 from keepnorm.kernels.records import BFLOAT16, FLOAT16
+from keepnorm.tuning import ALIGNED_RUN
 from tests.tolerance import ulp
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -69,7 +69,7 @@ def test_rows_of_every_width_end_where_they_should(dtype):
 def test_long_rows_begin_and_end_where_they_should_also_in_place(start, dtype):
     """Their ends overlap what lies between them: nothing may be normalised twice."""
     rng = np.random.default_rng(17)
-    for n in (LONG - 1, *range(LONG, LONG + 34), 768, 1000):
+    for n in (ALIGNED_RUN - 1, *range(ALIGNED_RUN, ALIGNED_RUN + 34), 768, 1000):
         x = rng.standard_normal((5, n)).astype(dtype)
         w, b = rng.standard_normal((2, n)).astype(dtype)
         memory = np.full(5 * n + 100, 7, dtype)

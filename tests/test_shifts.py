@@ -1,5 +1,6 @@
 """The shift of a block: no digits are lost whatever values come first, and who goes with a cell changes none of its bits."""
 
+import contextlib
 import math
 from fractions import Fraction
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import keepnorm as kn
-from tests import oracle
+from tests import backends, oracle
 from tests.layouts import LAYOUTS
 from tests.tolerance import assert_gradient, assert_moments, assert_output, assert_within, state
 
@@ -186,3 +187,44 @@ def test_short_spreads_of_large_integers_keep_the_rest_of_their_mean(rng, shape,
         assert_gradient(got.x, dx, np.abs(dx).max(), x.size, terms=terms.max())
         assert_gradient(got.weight, dweight, np.abs(dweight).max(), x.size, terms=np.abs(dy).sum())
     assert len(bits) == 1
+
+
+@pytest.mark.parametrize("name", [n for n in backends.NAMES if "int64" in backends.BACKENDS[n].dtypes and n != "mlx"])
+@pytest.mark.parametrize("start", [2**62, 5 - 2**63, 2**63 - 20])
+def test_64_bit_integers_that_float64_cannot_hold_keep_their_differences(name, start):
+    """On every engine, forward and backward; MLX has no wider float than float32."""
+    k = backends.kind(name)
+    x = start + np.array([1, 15, 4, 4, 9, 0])
+    with wide(name):
+        got = kn.moments(k.make(x), ())
+        mean, var = (float(f) for f in moments_of(x))
+        near = (x - start).astype("f8")  # the same numbers, so near 0 that nothing is lost
+        hat = (near - near.mean()) / np.sqrt(near.var() + 1e-5)
+        assert float(k.read(got.mean)) == mean
+        # Delta holds what the shift cannot: up to half of its last place, in float64.
+        rest = np.spacing(np.spacing(abs(float(start)))) / np.sqrt(var)
+        assert_within(float(k.read(got.var)), var, 4 * (state(len(x)) + rest) * var, "variance")
+        y = k.run(lambda a: kn.normalize(a, ()), k.make(x))
+        assert_within(k.read(y), hat, 8 * (state(len(x)) + rest), "output")
+        if k.backend.gradient != "vjp":
+            return
+        dy = np.arange(6.0)
+        dx = k.read(kn.normalize_vjp(k.make(x), ())[1](k.make(dy)).x)
+        right = kn.normalize_vjp(near, ())[1](dy).x
+        assert_within(dx, right, 64 * (state(len(x)) + rest), "gradient")
+
+
+def moments_of(x):
+    """Mean and variance of integers, exact."""
+    values = [Fraction(int(v)) for v in x]
+    mean = sum(values) / len(values)
+    return mean, sum((v - mean) ** 2 for v in values) / len(values)
+
+
+def wide(name):
+    """JAX has 64-bit integers where it is told to."""
+    if not name.startswith("jax"):
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.enable_x64(True)

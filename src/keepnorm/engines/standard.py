@@ -41,15 +41,26 @@ class _Step(NamedTuple):
     rstd: Array
 
 
+class _Values(NamedTuple):
+    """x in the widest dtype; of 64-bit integers the lowest bits are in `low`, which is None for all others."""
+
+    wide: Array
+    low: Array | None
+
+
+# The lowest bits of a 64-bit integer, so many that float64 holds the others.
+_LOW = 2**20 - 1
+
+
 def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     """Count, mean and variance of each kept cell."""
-    wide, mask, xp = _open(x, axes, where)
-    return _handed_out(_measure(wide, mask, axes, 0.0, _ranges(x, wide), xp), x, axes, xp)
+    values, mask, xp = _open(x, axes, where)
+    return _handed_out(_measure(values, mask, axes, 0.0, _ranges(x, values.wide), xp), x, axes, xp)
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:
     """``x * scale + shift``, in float64 and rounded once."""
-    wide, _, xp = _open(x, axes, None)
+    (wide, _), _, xp = _open(x, axes, None)
     y = wide * _parameter(scale, wide, axes, xp)
     if shift is not None:
         y = y + _parameter(shift, wide, axes, xp)
@@ -59,17 +70,17 @@ def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array |
 def normalize(x: Array, request: Request, out: Array | None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias``; without `center`, ``x / sqrt(mean(x^2) + eps) * weight + bias``."""
     axes, weight, bias, *_ = request
-    wide, mask, xp = _open(x, axes, request.where)
-    step = _step(x, wide, mask, request, xp)
-    return _close(_apply(step, wide, mask, weight, bias, axes, xp), x, axes, out, xp)
+    values, mask, xp = _open(x, axes, request.where)
+    step = _step(x, values, mask, request, xp)
+    return _close(_apply(step, values, mask, weight, bias, axes, xp), x, axes, out, xp)
 
 
 def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that it was normalised with."""
     axes, weight, bias, eps, *_ = request
-    wide, mask, xp = _open(x, axes, request.where)
-    state = _measure(wide, mask, axes, eps, _ranges(x, wide), xp)
-    y = _apply(_own_step(state, eps, xp), wide, mask, weight, bias, axes, xp)
+    values, mask, xp = _open(x, axes, request.where)
+    state = _measure(values, mask, axes, eps, _ranges(x, values.wide), xp)
+    y = _apply(_own_step(state, eps, xp), values, mask, weight, bias, axes, xp)
     return _close(y, x, axes, None, xp), _handed_out(state, x, axes, xp)
 
 
@@ -82,11 +93,12 @@ def normalize_vjp(
     g and of g * hat of each cell, of shape ``(2, *kept shape)``, to those of all parts.
     """
     axes, weight, bias, _, center, moments, where = request
-    wide, mask, xp = _open(x, axes, where)
-    step = _step(x, wide, mask, request, xp)
-    y = _close(_apply(step, wide, mask, weight, bias, axes, xp), x, axes, None, xp)
+    values, mask, xp = _open(x, axes, where)
+    wide = values.wide
+    step = _step(x, values, mask, request, xp)
+    y = _close(_apply(step, values, mask, weight, bias, axes, xp), x, axes, None, xp)
     bad = cells.left_out(wide, mask, xp)
-    hat = _hat(step, wide if bad is None else xp.where(bad, xp.zeros_like(wide), wide), xp)
+    hat = _hat(step, _without(values, bad, xp), xp)
     if bad is not None:
         hat = xp.where(bad, xp.zeros_like(hat), hat)
     count = cells.number(mask, axes, xp) if moments is None else _own(moments.count, wide, axes, xp) if add else None
@@ -122,12 +134,28 @@ def normalize_vjp(
     return y, vjp
 
 
-def _open(x: Array, axes: Axes, where: Array | None) -> tuple[Array, Array | None, Any]:
+def _open(x: Array, axes: Axes, where: Array | None) -> tuple[_Values, Array | None, Any]:
     """x in the widest dtype and in `axes.shape`, the mask likewise, and their namespace."""
     xp = array_namespace(x)
     if where is not None:
         where = _shaped(xp.broadcast_to(where, axes.source), axes.shape, xp)
-    return _shaped(_widen(x, xp), axes.shape, xp), where, xp
+    low = None
+    if dtype_name(x.dtype) in ("int64", "uint64") and cells.has("float64", x, xp):
+        low = x & _LOW  # float64 holds what is left of x, a multiple of 2^20, and this
+        x = x - low
+        low = _shaped(_widen(low, xp), axes.shape, xp)
+    return _Values(_shaped(_widen(x, xp), axes.shape, xp), low), where, xp
+
+
+def _less(values: _Values, shift: Array) -> Array:
+    """x less a number of each cell near it, with what float64 has lost of x."""
+    wide, low = values
+    return wide - shift if low is None else (wide - shift) + low
+
+
+def _without(values: _Values, bad: Array | None, xp: Any) -> _Values:
+    """x with 0 in place of what is left out and no number, which integers never have."""
+    return values if bad is None else values._replace(wide=xp.where(bad, xp.zeros_like(values.wide), values.wide))
 
 
 def _close(y: Array, x: Array, axes: Axes, out: Array | None, xp: Any) -> Array:
@@ -161,9 +189,10 @@ def _ranges(x: Array, wide: Array) -> bool:
     return dtype_name(x.dtype) == "float64" or dtype_name(wide.dtype) == "float32"
 
 
-def _measure(wide: Array, mask: Array | None, axes: Axes, eps: float, ranges: bool, xp: Any) -> _State:
+def _measure(values: _Values, mask: Array | None, axes: Axes, eps: float, ranges: bool, xp: Any) -> _State:
     """Two passes about a member of each cell: exact for a constant, and no digits lost to an offset."""
     count = cells.number(mask, axes, xp)
+    wide, low = values
     least, most = cells.extremes(wide, mask, axes, xp)
     unit = None
     if ranges:
@@ -174,7 +203,9 @@ def _measure(wide: Array, mask: Array | None, axes: Axes, eps: float, ranges: bo
     shift = cells.member(least, xp)
     if axes.count == 0:
         return _State(count, unit, shift, shift, shift)
-    off = (wide if mask is None else xp.where(mask, wide, shift)) - shift
+    if mask is not None:
+        wide, low = xp.where(mask, wide, shift), low if low is None else xp.where(mask, low, xp.zeros_like(low))
+    off = _less(_Values(wide, low), shift)
     delta = cells.divide(cells.total(off, axes.reduce, xp), count, xp)
     # The second pass finds what rounding left out of the first mean; an infinite mean stays, and has no variance.
     sound = xp.isfinite(delta)
@@ -205,9 +236,10 @@ def _handed_out(state: _State, x: Array, axes: Axes, xp: Any) -> Moments:
     return Moments(count, shift, delta, m2, exponent=exponent, **known)
 
 
-def _step(x: Array, wide: Array, mask: Array | None, request: Request, xp: Any) -> _Step:
+def _step(x: Array, values: _Values, mask: Array | None, request: Request, xp: Any) -> _Step:
     """How to normalise: by given moments, by those of x, or without `center` by its mean square."""
     axes, _, _, eps, center, moments, _ = request
+    wide, low = values
     if moments is not None:
         unit, given = cells.in_unit(moments, eps)
         var = cells.variance(given)
@@ -218,8 +250,9 @@ def _step(x: Array, wide: Array, mask: Array | None, request: Request, xp: Any) 
         rstd = cells.reciprocal(var, _in_unit(eps, unit), xp)
         return _Step(unit, shift, delta, rstd) if center else _Step(unit, None, None, rstd)
     if center:
-        return _own_step(_measure(wide, mask, axes, eps, _ranges(x, wide), xp), eps, xp)
+        return _own_step(_measure(values, mask, axes, eps, _ranges(x, wide), xp), eps, xp)
     unit = None
+    wide = wide if low is None else wide + low
     if _ranges(x, wide):
         unit = powers.unit(cells.largest(*cells.extremes(wide, mask, axes, xp), xp), eps**0.5, xp)
         wide = wide * unit
@@ -238,26 +271,31 @@ def _in_unit(eps: float, unit: Array | None) -> Any:
     return eps if unit is None else eps * unit * unit
 
 
-def _hat(step: _Step, wide: Array, xp: Any) -> Array:
+def _hat(step: _Step, values: _Values, xp: Any) -> Array:
     """x less its mean and divided by its deviation."""
-    scaled = wide if step.unit is None else wide * step.unit
-    return (scaled if step.shift is None else scaled - step.shift - step.delta) * step.rstd
+    if step.unit is not None:
+        values = values._replace(wide=values.wide * step.unit)
+    if step.shift is None:
+        wide, low = values
+        return (wide if low is None else wide + low) * step.rstd
+    return (_less(values, step.shift) - step.delta) * step.rstd
 
 
 def _apply(
-    step: _Step, wide: Array, mask: Array | None, weight: Array | None, bias: Array | None, axes: Axes, xp: Any
+    step: _Step, values: _Values, mask: Array | None, weight: Array | None, bias: Array | None, axes: Axes, xp: Any
 ) -> Array:
     """The normalised values, with weight and bias."""
+    wide = values.wide
     factor = None if weight is None else _parameter(weight, wide, axes, xp)
     bad = cells.left_out(wide, mask, xp)
-    y = _hat(step, wide if bad is None else xp.where(bad, xp.zeros_like(wide), wide), xp)
+    y = _hat(step, _without(values, bad, xp), xp)
     y = y if factor is None else y * factor
     offset = None if bias is None else _parameter(bias, wide, axes, xp)
     if bad is not None:
         # What is no number and left out by the mask must not reach the gradient of a mean, a deviation or a parameter.
         offset = None if offset is None else xp.where(bad, cells.constant(offset), offset)
         still = _Step(*(part if part is None else cells.constant(part) for part in step))
-        alone = _hat(still, wide, xp)
+        alone = _hat(still, values, xp)
         y = xp.where(bad, alone if factor is None else alone * cells.constant(factor), y)
     return y if offset is None else y + offset
 

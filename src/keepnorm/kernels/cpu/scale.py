@@ -61,6 +61,7 @@ def _centres(typing, n, shift, delta, m2, eps, center, narrow):
         short_mean = shortened(mean)
         # 0 as a rule; of integers whose mean is 2^23 deviations or more, what float64 has lost of it.
         short_low = shortened(builder.fadd(builder.fsub(mean, short_mean), low))
+        short_low = builder.select(builder.fcmp_ordered("==", short_low, short_low), short_low, nothing)  # an infinite mean
         # The mean of a constant stays exact, and so does its result; a scale of 0 has no last place.
         has_both = builder.and_(builder.fcmp_ordered(">", var, nothing), builder.fcmp_ordered(">", scale, nothing))
         rounded = builder.and_(has_both, filled(builder, narrow))
