@@ -173,8 +173,9 @@ def gpu(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "gpu", *(a for a in session.posargs if a != toolkit))
 
 
-@nox.session(default=False)
+@nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation site, every warning an error."""
-    install(session, "docs")
-    session.run("mkdocs", "build", "--strict", *session.posargs)
+    """The documentation site in build/docs, every warning an error; its code runs, with the libraries that it names."""
+    install(session, "test", "docs", "pages")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")
+    pytest(session, "tests/test_docs.py", KERAS_BACKEND="jax")

@@ -125,6 +125,34 @@ def test_a_wrong_shape_is_an_error(shape, keep, error, message):
         explain(shape, keep)
 
 
+@pytest.mark.parametrize(
+    "shape", [(), (5,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6), (4,) * 12, (10**6,) * 8, (0, 3)]
+)
+def test_the_cube_of_any_shape_is_valid_and_small(shape):
+    from xml.etree import ElementTree
+
+    picture = explain(shape, tuple(range(0, len(shape), 2))).svg()
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    assert len(picture) < 200_000
+
+
+def test_the_cube_gives_values_that_share_a_mean_one_colour():
+    def colours(keep):
+        return {
+            part.split('"')[0].rsplit(",", 1)[0] for part in explain((3, 3, 3), keep).svg().split('fill="')[1:] if "%" in part
+        }
+
+    assert [len(colours(keep)) for keep in ((), 0, 1, 2, (0, 2))] == [1, 3, 3, 3, 9]
+
+
+def test_the_cube_has_the_names_of_the_axes_and_escapes_them():
+    e = explain((2, 3, 4), "n c t -> c")
+    assert "c: 3" in e.svg()
+    assert "a&amp;b: 3" in e.svg(("n", "a&b", "t"))
+    with pytest.raises(ValueError, match="one name for each of the 3 axes; got"):
+        e.svg(("n", "c"))
+
+
 def test_plot_gives_values_that_share_a_mean_one_colour():
     pytest.importorskip("matplotlib")
     plane = explain((2, 3, 2), 1).plot().axes[0]

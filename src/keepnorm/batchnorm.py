@@ -341,7 +341,7 @@ class BatchNorm:
         Returns
         -------
         scale, shift : array of shape `shape`
-            NumPy. Where |mean| is much larger than the standard deviation, the shift
+            NumPy. Where ``|mean|`` is much larger than the standard deviation, the shift
             costs digits that a call does not lose.
 
         Raises

@@ -1,11 +1,14 @@
 """What a choice of kept axes means, in words: the role of every axis, how many parameters, the same call elsewhere."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import prod
 from typing import Any
 
 from keepnorm.axes import Axes, Keep, resolve
+from keepnorm.explain.cube import svg
 from keepnorm.explain.spellings import kind_of, spellings
 from keepnorm.keywords import REQUIRED, check, check_sizes, described
 
@@ -30,10 +33,13 @@ class Explanation:
         The role of every axis.
     call : str
         The call in keepnorm.
+    names : tuple of str
+        The names of the axes, from a pattern or from an xarray.DataArray; empty without names.
     """
 
     axes: Axes
     call: str
+    names: tuple[str, ...] = ()
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -99,7 +105,9 @@ class Explanation:
     def __str__(self) -> str:
         wide = max((len(f"{n:,}") for n in self.axes.shape), default=1)
         lines = [f"x has shape {self.axes.source}" + self._split()]
-        lines += [f"  axis {a}  size {n:>{wide},}  {role}" for a, n, role in self.roles()]
+        called = [f" {name}" for name in self.names] or [""] * len(self.axes.shape)
+        broad = max(map(len, called), default=0)
+        lines += [f"  axis {a}{called[a]:<{broad}}  size {n:>{wide},}  {role}" for a, n, role in self.roles()]
         lines += ["", *self.facts(), "", "The same call (y, with weight 1 and bias 0, and eps = 1e-5):"]
         calls = self.calls
         margin = max(map(len, calls))
@@ -110,13 +118,43 @@ class Explanation:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{a}</td><td>{n:,}</td><td>{escape(role)}</td></tr>" for a, n, role in self.roles())
+        called = [f" {escape(name)}" for name in self.names] or [""] * len(self.axes.shape)
+        rows = "".join(f"<tr><td>{a}{called[a]}</td><td>{n:,}</td><td>{escape(role)}</td></tr>" for a, n, role in self.roles())
         calls = "".join(f"<tr><th>{escape(k)}</th><td><pre>{escape(code)}</pre></td></tr>" for k, code in self.calls.items())
         return (
             f"<p>x has shape {escape(str(self.axes.source) + self._split())}</p>"
             f"<table><tr><th>axis</th><th>size</th><th>role</th></tr>{rows}</table>"
-            f"<p>{escape(' '.join(self.facts()))}</p><table>{calls}</table>"
+            f"{self.svg()}<p>{escape(' '.join(self.facts()))}</p><table>{calls}</table>"
         )
+
+    def svg(self, names: Sequence[str] | None = None) -> str:
+        """Draw the array as the cube of the group normalisation paper: values of one colour share a mean and a variance.
+
+        Parameters
+        ----------
+        names : sequence of str, optional
+            A name for each axis; those of the pattern or of the xarray.DataArray unless said otherwise.
+
+        Returns
+        -------
+        str
+            SVG. A notebook shows it with the text, and it is written to a file as it is. It needs no other library.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many names as axes.
+
+        Examples
+        --------
+        >>> import keepnorm as kn
+        >>> kn.explain((32, 3, 224, 224), "n c h w -> c").svg().startswith("<svg")
+        True
+        """
+        names = self.names if names is None else tuple(names)
+        if names and len(names) != len(self.axes.shape):
+            raise ValueError(f"names must have one name for each of the {len(self.axes.shape)} axes; got {described(names)}")
+        return svg(self.axes, names)
 
     def plot(self) -> Any:
         """Draw the array as a grid in which values that share a mean share a colour.
@@ -183,7 +221,8 @@ def explain(x_or_shape: Any, keep: Keep = REQUIRED, *, affine: Keep | None = Non
     axes = resolve(shape, keep, affine, sizes)
     extra = "" if affine is None else f", affine={affine!r}"
     extra += "".join(f", {name}={size}" for name, size in sizes.items())
-    return Explanation(axes, f"y = keepnorm.normalize(x, keep={keep!r}{extra})")
+    names = _names(keep, dims, len(axes.shape))
+    return Explanation(axes, f"y = keepnorm.normalize(x, keep={keep!r}{extra})", names)
 
 
 def _shape(x_or_shape: Any) -> tuple[int, ...]:
@@ -196,6 +235,15 @@ def _shape(x_or_shape: Any) -> tuple[int, ...]:
     if any(n < 0 for n in sizes):
         raise ValueError(f"a shape holds sizes of at least 0; got {described(sizes)}")
     return tuple(int(n) for n in sizes)
+
+
+def _names(keep: Keep, dims: tuple[Any, ...] | None, ndim: int) -> tuple[str, ...]:
+    """The names of the axes: those of a pattern, or of the dimensions; none where a pattern does not name each of them."""
+    if isinstance(keep, str):
+        found = tuple(re.findall(r"[A-Za-z_]\w*|1", keep.partition("->")[0]))
+    else:
+        found = tuple(map(str, dims or ()))
+    return found if len(found) == ndim else ()
 
 
 def _numbers(keep: Any, dims: tuple[Any, ...]) -> Any:
