@@ -178,4 +178,4 @@ def docs(session: nox.Session) -> None:
     """The documentation site in build/docs, every warning an error; its code runs, with the libraries that it names."""
     install(session, "test", "docs", "pages")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")
-    pytest(session, "tests/test_docs.py", KERAS_BACKEND="jax")
+    pytest(session, "tests/test_docs.py", "tests/test_site.py", KERAS_BACKEND="jax")
