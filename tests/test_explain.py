@@ -153,6 +153,52 @@ def test_the_cube_has_the_names_of_the_axes_and_escapes_them():
         e.svg(("n", "c"))
 
 
+# shape, keep, affine, and the beginning of each warning
+WARNED = {
+    "one value in each cell": ((1, 5), 1, None, ["Each cell has one value"]),
+    "everything kept": ((3, 4), (0, 1), None, ["Each cell has one value"]),
+    "every pixel": ((32, 56, 28, 3), (1, 2, 3), None, ["Only axis 0 is reduced: each of 4,704 places"]),
+    "the batch in a batch norm": ((32, 64), 0, None, ["Weight and bias live on axis 0. If that is the batch"]),
+    "the batch in an instance norm": ((8, 16, 5, 6), (0, 1), None, ["Weight and bias live on axis 0"]),
+    "channels last, kept first": ((32, 224, 200, 3), 1, None, ["The sizes (32, 224, 200, 3) look like channels last"]),
+    "channels first, kept last": ((1024, 30, 64, 64), -1, None, ["The sizes (1024, 30, 64, 64) look like channels first"]),
+    "instance norm, mixed up": ((8, 56, 56, 64), (0, 1), 1, ["The sizes (8, 56, 56, 64) look like channels last"]),
+    "volumes, mixed up": ((2, 32, 32, 32, 4), 1, None, ["The sizes (2, 32, 32, 32, 4) look like channels last"]),
+    "a kept axis of size 1": ((8, 1, 28, 28), 1, None, ["Kept axis 1 has size 1: one mean and one variance for the whole"]),
+    "one of two of size 1": ((8, 1, 5, 6), (1, 2), None, ["Kept axis 1 has size 1: keeping or reducing it"]),
+    "no values": ((0, 3), 1, None, ["x has no values"]),
+}
+USUAL = {
+    "batch norm": ((32, 64, 56, 56), 1, None),
+    "batch norm, channels last": ((32, 56, 56, 64), -1, None),
+    "batch norm of colours": ((32, 3, 224, 224), 1, None),
+    "batch norm after a Dense layer": ((32, 50), 1, None),
+    "layer norm": ((8, 10, 512), (0, 1), 2),
+    "instance norm": ((8, 16, 32, 32), (0, 1), 1),
+    "statistics of a picture": ((3, 224, 224), 0, None),
+    "as many channels as pixels in a row": ((8, 32, 32, 32), 1, None),
+    "one mean": ((4, 5), (), None),
+}
+
+
+@pytest.mark.parametrize(("shape", "keep", "affine", "beginnings"), WARNED.values(), ids=WARNED)
+def test_what_is_probably_not_meant_is_warned_of(shape, keep, affine, beginnings):
+    e = explain(shape, keep, affine=affine)
+    assert len(e.warnings) == len(beginnings)
+    for said, beginning in zip(e.warnings, beginnings, strict=True):
+        assert said.startswith(beginning)
+        assert said in " ".join(str(e).split())
+        assert f"<li>{said}</li>" in e._repr_html_()
+
+
+@pytest.mark.parametrize(("shape", "keep", "affine"), USUAL.values(), ids=USUAL)
+def test_what_is_usual_is_not_warned_of(shape, keep, affine):
+    e = explain(shape, keep, affine=affine)
+    assert e.warnings == []
+    assert "Look twice" not in str(e)
+    assert "Look twice" not in e._repr_html_()
+
+
 def test_plot_gives_values_that_share_a_mean_one_colour():
     pytest.importorskip("matplotlib")
     plane = explain((2, 3, 2), 1).plot().axes[0]
@@ -166,3 +212,21 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"keepnorm\[plot\]"):
         explain((2, 3), 1).plot()
+
+
+@pytest.mark.parametrize("shape", [(4,) * 12, (4,) * 40, (2,) * 70, (10**6,) * 8, (7,), ()])
+def test_plot_is_bounded_and_its_title_is_uncut(shape):
+    pytest.importorskip("matplotlib")
+    drawing = explain(shape, tuple(range(0, len(shape), 2))).plot()
+    assert max(drawing.axes[0].images[0].get_array().shape) <= 64
+    assert max(drawing.get_size_inches()) < 20
+    drawing.canvas.draw()
+    title, whole = drawing._suptitle.get_window_extent(), drawing.bbox
+    assert whole.x0 <= title.x0
+    assert title.x1 <= whole.x1
+    assert title.y1 <= whole.y1
+
+
+def test_a_notebook_shows_the_plot():
+    pytest.importorskip("matplotlib")
+    assert explain((2, 3), 1).plot()._repr_png_().startswith(b"\x89PNG")

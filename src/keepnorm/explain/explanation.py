@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import prod
+from textwrap import fill
 from typing import Any
 
 from keepnorm.axes import Axes, Keep, resolve
+from keepnorm.explain.advice import warnings
 from keepnorm.explain.cube import svg
 from keepnorm.explain.spellings import kind_of, spellings
 from keepnorm.keywords import REQUIRED, check, check_sizes, described
@@ -98,9 +100,25 @@ class Explanation:
                 f"With a running mean and variance, {self.running:,} more that are not trained: "
                 f"{self.parameters + self.running:,}, which is what Keras counts."
             )
-        if count == 1 and self.kind != "all kept":
-            facts.append("One value in each cell: the variance is 0, and PyTorch refuses to train on it.")
         return facts
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is probably not meant, as a careful colleague would say it; empty if nothing is unusual.
+
+        One value in each cell, weight and bias on the batch axis, statistics of every pixel, a mix-up of channels first
+        and channels last by the sizes, a kept axis of size 1.
+
+        Examples
+        --------
+        >>> import keepnorm as kn
+        >>> kn.explain((32, 3, 224, 224), keep=1).warnings
+        []
+        >>> print(kn.explain((32, 224, 224, 3), keep=1).warnings[0])
+        The sizes (32, 224, 224, 3) look like channels last: 3 channels on axis 3. keep=1 is for channels first;
+        it keeps a height or a width here. Did you mean keep=3?
+        """
+        return warnings(self.axes)
 
     def __str__(self) -> str:
         wide = max((len(f"{n:,}") for n in self.axes.shape), default=1)
@@ -108,7 +126,14 @@ class Explanation:
         called = [f" {name}" for name in self.names] or [""] * len(self.axes.shape)
         broad = max(map(len, called), default=0)
         lines += [f"  axis {a}{called[a]:<{broad}}  size {n:>{wide},}  {role}" for a, n, role in self.roles()]
-        lines += ["", *self.facts(), "", "The same call (y, with weight 1 and bias 0, and eps = 1e-5):"]
+        lines += ["", *self.facts(), ""]
+        if self.warnings:
+            lines += [
+                "Look twice:",
+                *(fill(said, 100, initial_indent="  ", subsequent_indent="  ") for said in self.warnings),
+                "",
+            ]
+        lines += ["The same call (y, with weight 1 and bias 0, and eps = 1e-5):"]
         calls = self.calls
         margin = max(map(len, calls))
         for name, code in calls.items():
@@ -121,10 +146,12 @@ class Explanation:
         called = [f" {escape(name)}" for name in self.names] or [""] * len(self.axes.shape)
         rows = "".join(f"<tr><td>{a}{called[a]}</td><td>{n:,}</td><td>{escape(role)}</td></tr>" for a, n, role in self.roles())
         calls = "".join(f"<tr><th>{escape(k)}</th><td><pre>{escape(code)}</pre></td></tr>" for k, code in self.calls.items())
+        twice = "".join(f"<li>{escape(said)}</li>" for said in self.warnings)
         return (
             f"<p>x has shape {escape(str(self.axes.source) + self._split())}</p>"
             f"<table><tr><th>axis</th><th>size</th><th>role</th></tr>{rows}</table>"
-            f"{self.svg()}<p>{escape(' '.join(self.facts()))}</p><table>{calls}</table>"
+            f"{self.svg()}<p>{escape(' '.join(self.facts()))}</p>"
+            f"{f'<p><b>Look twice:</b></p><ul>{twice}</ul>' if twice else ''}<table>{calls}</table>"
         )
 
     def svg(self, names: Sequence[str] | None = None) -> str:

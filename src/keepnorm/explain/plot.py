@@ -1,6 +1,10 @@
 """Pictures, with matplotlib, which only this file imports and only when something is drawn."""
 
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
 from math import prod
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -8,11 +12,13 @@ import numpy as np
 from keepnorm.axes import Axes
 
 MOST = 4  # sizes are drawn up to here: the pattern is what matters
+SIDE = 64  # values along a side of the grid, at most
+LINE = 100  # characters of a line of a title
 RGB = ("red", "green", "blue")
 
 
 def figure(**options: Any) -> Any:
-    """An empty figure that needs no display.
+    """An empty figure that needs no display; a notebook shows it.
 
     Raises
     ------
@@ -25,29 +31,57 @@ def figure(**options: Any) -> Any:
         raise ModuleNotFoundError(
             'drawing needs matplotlib; install it with: python -m pip install "keepnorm[plot]"'
         ) from error
-    return Figure(layout="constrained", **options)
+    drawing: Any = Figure(layout="constrained", **options)
+    drawing._repr_png_ = partial(_png, drawing)  # what a notebook asks for; only pyplot's figures have it otherwise
+    return drawing
 
 
 def cells(axes: Axes, title: str) -> Any:
     """The array as a grid of values, the first axes down and the last ones across; values of one colour share a mean."""
-    sizes = [min(n, MOST) for n in axes.shape]
-    across = (len(sizes) + 1) // 2
-    down = len(sizes) - across
+    ndim = len(axes.shape)
+    down = ndim // 2
+    sizes = [*_drawn(axes.shape[:down]), *_drawn(axes.shape[down:])]
+    rows, columns = prod(sizes[:down]), prod(sizes[down:])
     kept = [n if a in axes.keep else 1 for a, n in enumerate(sizes)]
-    grid = np.broadcast_to(np.arange(prod(kept)).reshape(kept), sizes).reshape(prod(sizes[:down]), prod(sizes[down:]))
-    drawing = figure(figsize=(2 + grid.shape[1] * 0.16, 2 + grid.shape[0] * 0.16))
+    several = [a for a, n in enumerate(sizes) if n != 1]  # NumPy has at most 64 axes
+    numbers = np.arange(prod(kept)).reshape([kept[a] for a in several])
+    grid = np.broadcast_to(numbers, [sizes[a] for a in several]).reshape(rows, columns)
+    shown = "" if tuple(sizes) == axes.shape else "\n(sizes drawn: " + ", ".join(map(str, sizes)) + ")"
+    said = [title, f"{axes.shape}, keep={axes.keep}", f"values of one colour share a mean{shown}"]
+    lines = "\n".join(fill(line, LINE) for line in "\n".join(said).split("\n")).split("\n")
+    wide = max(2 + columns * 0.16, 0.5 + max(map(len, lines)) * 0.07)
+    drawing = figure(figsize=(wide, 2 + rows * 0.16 + len(lines) * 0.14))
     plane = drawing.subplots()
     # Neighbouring cells get colours far apart: steps of the golden ratio round the colour map.
     plane.imshow(grid * 0.618034 % 1, cmap="turbo", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
-    plane.set_xticks(np.arange(-0.5, grid.shape[1], 1), labels=[])
-    plane.set_yticks(np.arange(-0.5, grid.shape[0], 1), labels=[])
+    plane.set_xticks(np.arange(-0.5, columns, 1), labels=[])
+    plane.set_yticks(np.arange(-0.5, rows, 1), labels=[])
     plane.grid(color="white", linewidth=0.5)
     plane.tick_params(length=0)
-    plane.set_xlabel("axes " + ", ".join(map(str, range(down, len(sizes)))))
-    plane.set_ylabel("axes " + ", ".join(map(str, range(down))))
-    shown = "" if tuple(sizes) == axes.shape else f" (sizes drawn up to {MOST})"
-    plane.set_title(f"{title}\n{axes.shape}, keep={axes.keep}: values of one colour share a mean{shown}", fontsize=8)
+    plane.set_xlabel(_called(range(down, ndim)))
+    plane.set_ylabel(_called(range(down)))
+    drawing.suptitle("\n".join(lines), fontsize=8)
     return drawing
+
+
+def _drawn(shape: Sequence[int]) -> list[int]:
+    """How much of each axis is drawn: at most `MOST` of one and `SIDE` of all together."""
+    sizes = [min(n, MOST) for n in shape]
+    while prod(sizes) > SIDE:
+        sizes[sizes.index(max(sizes))] -= 1
+    return sizes
+
+
+def _called(numbers: range) -> str:
+    if not numbers:
+        return ""
+    return f"axis {numbers[0]}" if len(numbers) == 1 else f"axes {numbers[0]} to {numbers[-1]}"
+
+
+def _png(drawing: Any) -> bytes:
+    file = BytesIO()
+    drawing.savefig(file, format="png")
+    return file.getvalue()
 
 
 def before_after(photos: Any, normalized: Any) -> Any:
