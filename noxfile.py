@@ -145,7 +145,19 @@ def training(session: nox.Session) -> None:
 def backends(session: nox.Session) -> None:
     """The tests that another library changes, with PyTorch, JAX, dask and xarray: the same kind of array out as in."""
     install(session, "test", "backends", extras="dask")
-    names = ("backends", "capabilities", "torch", "jax", "dask", "xarray", "batchnorm", "explain", "benchmarks", "repository")
+    names = (
+        "backends",
+        "capabilities",
+        "torch",
+        "jax",
+        "dask",
+        "xarray",
+        "batchnorm",
+        "explain",
+        "explain_call",
+        "benchmarks",
+        "repository",
+    )
     pytest(session, *(f"tests/test_{name}.py" for name in names), "tests/test_repeated.py::test_tensors_are_served_too")
 
 

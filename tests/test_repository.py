@@ -61,7 +61,7 @@ CONTRACT = (
         "group_norm",
         "rms_norm",
     ),
-    *("Moments", "Accumulator", "BatchNorm", "dialects", "explain", "threads"),
+    *("Moments", "Accumulator", "BatchNorm", "dialects", "explain", "explain_call", "threads"),
 )
 
 

@@ -20,6 +20,7 @@ from keepnorm.accumulator import Accumulator
 from keepnorm.engines.host import engine as _host  # noqa: F401
 
 # explain and stats not later: importing the modules of these names would put those in the place of the functions.
+from keepnorm.explain.calls import explain_call
 from keepnorm.explain.explanation import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
@@ -42,6 +43,7 @@ __all__ = [
     "batch_norm",
     "dialects",
     "explain",
+    "explain_call",
     "group_norm",
     "instance_norm",
     "layer_norm",

@@ -37,11 +37,14 @@ class Explanation:
         The call in keepnorm.
     names : tuple of str
         The names of the axes, from a pattern or from an xarray.DataArray; empty without names.
+    notes : tuple of str
+        What :func:`explain_call` says of the call that it read; empty otherwise.
     """
 
     axes: Axes
     call: str
     names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -126,7 +129,7 @@ class Explanation:
         called = [f" {name}" for name in self.names] or [""] * len(self.axes.shape)
         broad = max(map(len, called), default=0)
         lines += [f"  axis {a}{called[a]:<{broad}}  size {n:>{wide},}  {role}" for a, n, role in self.roles()]
-        lines += ["", *self.facts(), ""]
+        lines += ["", *(fill(said, 100) for said in self.notes), *([""] if self.notes else []), *self.facts(), ""]
         if self.warnings:
             lines += [
                 "Look twice:",
@@ -150,7 +153,7 @@ class Explanation:
         return (
             f"<p>x has shape {escape(str(self.axes.source) + self._split())}</p>"
             f"<table><tr><th>axis</th><th>size</th><th>role</th></tr>{rows}</table>"
-            f"{self.svg()}<p>{escape(' '.join(self.facts()))}</p>"
+            f"{''.join(f'<p>{escape(said)}</p>' for said in self.notes)}{self.svg()}<p>{escape(' '.join(self.facts()))}</p>"
             f"{f'<p><b>Look twice:</b></p><ul>{twice}</ul>' if twice else ''}<table>{calls}</table>"
         )
 
@@ -240,7 +243,7 @@ def explain(x_or_shape: Any, keep: Keep = REQUIRED, *, affine: Keep | None = Non
     """
     check_sizes(explain, keep, sizes)
     check(explain, {}, keep=keep)
-    shape = _shape(x_or_shape)
+    shape = shape_of(x_or_shape)
     dims = getattr(x_or_shape, "dims", None)
     if dims is not None:
         keep = _numbers(keep, dims)
@@ -252,10 +255,11 @@ def explain(x_or_shape: Any, keep: Keep = REQUIRED, *, affine: Keep | None = Non
     return Explanation(axes, f"y = keepnorm.normalize(x, keep={keep!r}{extra})", names)
 
 
-def _shape(x_or_shape: Any) -> tuple[int, ...]:
+def shape_of(x_or_shape: Any) -> tuple[int, ...]:
+    """The shape of an array, or a shape itself, checked."""
     shape = getattr(x_or_shape, "shape", x_or_shape)
     if isinstance(shape, str) or not hasattr(shape, "__iter__"):
-        raise TypeError(f"explain takes an array or a shape, a tuple of ints; got {described(x_or_shape)}")
+        raise TypeError(f"there must be an array or a shape, a tuple of ints; got {described(x_or_shape)}")
     sizes = tuple(shape)
     if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in sizes):
         raise TypeError(f"a shape holds ints only; got {described(sizes)}")
