@@ -152,7 +152,8 @@ def _reduced(
         notes = [f"{title} without {word}= reduces everything: one number for the whole array."]
     elif kept and weights != "kept":
         notes.append(
-            f"If you meant to keep {_listed(axes)}, as axis= of Keras's BatchNormalization would, it is {word}={kept} here."
+            f"If you meant to keep {'axis' if len(axes) == 1 else 'axes'} {_listed(axes)}, as axis= of Keras's "
+            f"BatchNormalization would, say {word}={kept[0] if len(kept) == 1 else kept}."
         )
     if weights == "none":
         notes.append(f"{title} has no weight and bias: what is said of them is true of a norm over these axes.")
