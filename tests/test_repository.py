@@ -2,7 +2,7 @@
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import re
 import tomllib
 import types
@@ -196,6 +196,24 @@ def test_the_readme_has_the_two_commands():
     for command in ('python -m pip install ".[demo]" && keepnorm demo', "python -m pip install nox && python -m nox"):
         assert f"\n{command}\n" in readme
     assert "-m nox" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readme_has_the_picture_and_the_figures_of_the_documentation():
+    """After a new record: `python docs/readme.py`."""
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "docs" / "readme.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    readme = script.README.read_text(encoding="utf-8")
+    assert script.PICTURE.read_text(encoding="utf-8") == script.picture()
+    assert script.text(readme) == readme
+    assert len(script.table().splitlines()) == 2 + len(script.ROWS)
+
+
+def test_the_links_of_the_readme_lead_to_files():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", readme)
+    assert len(links) > 8
+    assert [link for pair in links for link in pair if link and "://" not in link and not (ROOT / link).is_file()] == []
 
 
 def test_every_peer_has_a_session_and_a_group():
