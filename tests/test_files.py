@@ -381,7 +381,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, refused):
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path):
-    from keepnorm.stats.atomic import written
+    from keepnorm.atomic import written
 
     (tmp_path / "x.png").write_text("good")
 

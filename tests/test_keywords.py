@@ -25,6 +25,7 @@ CALLS = {
     "affine": lambda **k: kn.affine(X, X[0], keep=1, **k),
     "normalize": lambda **k: kn.normalize(X, 1, **k),
     "normalize_vjp": lambda **k: kn.normalize_vjp(X, 1, **k),
+    "denormalize": lambda **k: kn.denormalize(X, 1, moments=SEEN, **k),
     "batch_norm": lambda **k: kn.batch_norm(X, channel=1, **k),
     "instance_norm": lambda **k: kn.instance_norm(X, channel=1, **k),
     "layer_norm": lambda **k: kn.layer_norm(X, axes=-1, **k),
@@ -33,12 +34,16 @@ CALLS = {
     "explain": lambda **k: kn.explain((4, 3), 1, **k),
     "threads": lambda **k: kn.threads(1, **k),
     "Moments.from_mean_var": lambda **k: kn.Moments.from_mean_var(X[0], X[0], keep=1, ndim=2, **k),
+    "Moments.from_mean_std": lambda **k: kn.Moments.from_mean_std(X[0], abs(X[0]), keep=1, ndim=2, **k),
     "Moments.variance": lambda **k: SEEN.variance(**k),
+    "Moments.deviation": lambda **k: SEEN.deviation(**k),
+    "Moments.allclose": lambda **k: SEEN.allclose(SEEN, **k),
     "Accumulator": lambda **k: kn.Accumulator(1, **k),
     "Accumulator.update": lambda **k: kn.Accumulator(1).update(X, **k),
     "BatchNorm": lambda **k: kn.BatchNorm(3, keep=1, **k),
     "BatchNorm.__call__": lambda **k: BN(X, training=False, **k),
     "BatchNorm.vjp": lambda **k: BN.vjp(X, **k),
+    "BatchNorm.inverse": lambda **k: BN.inverse(X, **k),
     "BatchNorm.variance": lambda **k: BN.variance(correction=1, **k),
     "BatchNorm.fold": lambda **k: BN.fold(**k),
     "renorm.BatchRenorm": lambda **k: BatchRenorm(3, keep=1, **k),
@@ -134,7 +139,6 @@ def test_every_word_is_explained_by_every_public_function_and_class(name, word):
         ("layer_norm", "normalized_shape", "axes="),
         ("rms_norm", "normalized_shape", "axes="),
         *((name, word, f"keepnorm.{where}") for name in ("layer_norm", "group_norm", "rms_norm") for word, where in (
-            ("where", "normalize(x, keep, where=...)"),
             ("moments", "normalize(x, keep, moments=...)"),
             ("center", "normalize"),
         )),
@@ -146,11 +150,11 @@ def test_every_word_is_explained_by_every_public_function_and_class(name, word):
         *((name, "channel", "keep=") for name in ("normalize", "moments", "BatchNorm")),
         *((name, "dtype", "dtype of x") for name in ("moments", "normalize", "layer_norm")),
         *((name, "inplace", "out=x") for name in ("normalize", "batch_norm", "moments")),
-        *((name, "skipna", "where=") for name in (
-            "moments", "normalize", "Accumulator.update", "BatchNorm.__call__", "layer_norm",
-        )),
-        ("moments", "weights", "where="),
-        ("normalize", "weights", "weight="),
+        *((name, "skipna", "nan_policy=") for name in ("moments", "normalize", "Accumulator", "layer_norm")),
+        *((name, "skipna", "where=") for name in ("Accumulator.update", "BatchNorm.__call__")),
+        *((name, "sample_weight", "weights=") for name in ("moments", "normalize", "layer_norm", "Accumulator.update")),
+        ("normalize", "fill_value", "fill="),
+        ("batch_norm", "zero_variance", "constant="),
         *((name, word, "keep=") for word in AXES for name in (
             "BatchNorm", "renorm.BatchRenorm", "Accumulator", "explain", "Moments.from_mean_var", "dialects.load",
             "porting.fold_into", "porting.insert",
@@ -177,7 +181,7 @@ def test_a_pattern_teaches_as_well(name):
     }
     call = calls.get(name, lambda **k: getattr(kn, name)(X, "n c -> c", **k))
     assert "eps=" in refused(call, "epsilon", 1)
-    assert "weight" in refused(call, "weights", np.ones(3))
+    assert "weight" in refused(call, "sample_weight", np.ones(3))
     assert "Say keep=" in refused(call, "axis", 1)
     assert "taken only with a pattern that names it" in refused(call, "g", 2)
 

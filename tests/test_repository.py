@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "keepnorm"
 # folder under src/keepnorm; a file that is not named is on the floor of its folder.
 FLOORS = (
     (
+        "atomic",
         "axes",
         "bounded",
         "gradients",
@@ -32,7 +33,8 @@ FLOORS = (
         "subclasses",
         "tuning",
     ),
-    ("hints", "moments", "plan", "roles", "saved", "transfer"),
+    ("hints", "plan", "roles", "saved", "transfer"),
+    ("fitting", "merging", "moments", "reshaping", "state"),
     ("request",),
     ("kernels", "kernels/jit"),
     ("kernels/cpu", "kernels/cuda"),
@@ -41,7 +43,7 @@ FLOORS = (
     ("engines/cells", "engines/standard", "engines/host", "engines/xarray"),
     ("engines/torch", "engines/cuda", "engines/dask", "engines/mlx"),
     ("engines/jax",),
-    ("validate", "functional", "norms"),
+    ("validate", "policies", "functional", "inverse", "norms"),
     ("accumulator", "running", "batchnorm", "renorm", "sync", "porting", "dialects", "explain"),
     ("stats", "conformance", "layers"),
     ("cli", "__init__", "__main__"),

@@ -24,6 +24,7 @@ from keepnorm.explain.calls import explain_call
 from keepnorm.explain.explanation import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
+from keepnorm.inverse import denormalize
 from keepnorm.moments import Moments
 from keepnorm.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from keepnorm.stats.dataset import stats
@@ -41,6 +42,7 @@ __all__ = [
     "Moments",
     "affine",
     "batch_norm",
+    "denormalize",
     "dialects",
     "explain",
     "explain_call",
@@ -67,6 +69,13 @@ _MODULES = ("dialects", "porting", "renorm", "sync")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("keepnorm")
+        except PackageNotFoundError:  # a checkout that is not installed
+            return "0"
     if name in _MODULES:
         return import_module(f"keepnorm.{name}")
     if name in _LATER:
@@ -76,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__")), "__version__"})

@@ -11,10 +11,12 @@ from keepnorm.axes import Axes, Keep, as_ints, refuse_order
 from keepnorm.engines.dispatch import eager
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
+from keepnorm.inverse import undone
 from keepnorm.keywords import REQUIRED, check, check_sizes, described
-from keepnorm.moments import Moments, narrowed
+from keepnorm.moments import Moments
 from keepnorm.request import Request
 from keepnorm.running import Rule, Running
+from keepnorm.state import narrowed
 from keepnorm.transfer import like, to_numpy
 
 Array = Any
@@ -251,6 +253,28 @@ class BatchNorm:
             if training:
                 self._advance_empty(axes)
         return self._pull(x, self._given(x, axes), None)
+
+    @eager
+    def inverse(self, y: Array, /, **unknown: Never) -> Array:
+        """The x of which inference, ``bn(x, training=False)``, made y.
+
+        Raises
+        ------
+        ValueError
+            If a weight is 0, which has left nothing of x, or y does not have cells of `shape`.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> bn = kn.porting.insert(np.array([[1.0], [2.0], [6.0]]), keep=-1)
+        >>> bn.inverse(bn(np.array([[4.0]]), training=False))
+        array([[4.]])
+        """
+        if unknown:
+            check(type(self).inverse, unknown)
+        known, axes = self._call(y)
+        weight, bias = self._parameters(y, known)
+        return undone(y, Request(axes, weight, bias, self.eps, True, self._given(y, axes)), known)
 
     @eager
     def update(self, moments: Moments, *, total: int | None = None) -> None:

@@ -9,17 +9,27 @@ from typing import Any
 from array_api_compat import array_namespace
 from numpy import ndarray
 
-from keepnorm import roles, validate
+from keepnorm import policies, roles, validate
 from keepnorm.axes import Axes, Keep
 from keepnorm.engines.dispatch import in_graph, outside_graph
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
+from keepnorm.policies import Policies
 
 Array = Any
 
 
-def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, **sizes: Any) -> Moments:
+def moments(
+    x: Array,
+    /,
+    keep: Keep = REQUIRED,
+    *,
+    where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    **sizes: Any,
+) -> Moments:
     """Count, mean and variance over the axes that are not kept.
 
     ``mean = sum(x) / n`` and ``var = sum((x - mean)^2) / n`` for each cell of the kept axes.
@@ -33,6 +43,11 @@ def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, *
         name, or a tuple of names, does too.
     where : array of bool, optional
         Only the values where it is true count. Its shape broadcasts to that of x.
+    nan_policy : {"propagate", "omit", "raise"}
+        What a NaN does: make its cell NaN, count for nothing, or raise ValueError.
+    weights : array, optional
+        How often each value counts: real numbers of at least 0, of a shape that broadcasts to that of x. A value of weight 0
+        is left out. ``mean = sum(w x) / W`` and ``var = sum(w (x - mean)^2) / W`` with ``W = sum(w)``.
     **sizes : int
         Sizes of axes that a pattern groups, such as ``g=32``.
 
@@ -61,15 +76,26 @@ def moments(x: Array, /, keep: Keep = REQUIRED, *, where: Array | None = None, *
     >>> m = kn.moments(np.array([[1.0, 10.0], [3.0, 30.0]]), keep=1)
     >>> m.count, m.mean, m.var
     (2, array([ 2., 20.]), array([  1., 100.]))
+    >>> kn.moments(np.array([1.0, np.nan, 5.0]), (), nan_policy="omit").mean
+    array(3.)
+    >>> kn.moments(np.array([1.0, 5.0]), (), weights=np.array([3.0, 1.0])).mean
+    array(2.)
     """
     if type(x) is not ndarray and in_graph(x):
-        outside: Moments = outside_graph(moments)(x, keep, where=where, **sizes)
+        rest = {"where": where, "nan_policy": nan_policy, "weights": weights}
+        outside: Moments = outside_graph(moments)(x, keep, **rest, **sizes)
         return outside
     call = validate.call(roles.general, x, (keep, None), sizes, moments)
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
-        labelled: Moments = labels.moments(moments(labels.values, labels.words[0], where=labels.mask(where), **sizes))
+        more: dict[str, Any] = {"where": labels.mask(where), "nan_policy": nan_policy}
+        more["weights"] = labels.mask(weights, "weights")
+        labelled: Moments = labels.moments(moments(labels.values, labels.words[0], **more, **sizes))
         return labelled
+    if nan_policy != "propagate" or weights is not None:
+        said = policies.said(nan_policy, weights)
+        if said is not None:
+            return policies.moments(x, call, where, said)
     if where is not None:
         where = validate.mask(where, call)
     seen: Moments = call.engine.moments(x, call.axes, where)
@@ -138,6 +164,10 @@ def normalize(
     center: bool = True,
     moments: Moments | None = None,
     where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    constant: str = "bias",
+    fill: float | str | None = None,
     out: Array | None = None,
     **sizes: Any,
 ) -> Array:
@@ -162,6 +192,15 @@ def normalize(
         Mean and variance to normalise with, such as running ones, instead of those of x; `where` then has no effect.
     where : array of bool, optional
         Only the values where it is true count in the moments. Every value is normalised. Its shape broadcasts to that of x.
+    nan_policy : {"propagate", "omit", "raise"}
+        What a NaN does: make its cell NaN, count for nothing, or raise ValueError. It stays NaN in the result.
+    weights : array, optional
+        How often each value counts in the moments, as in :func:`moments`.
+    constant : {"bias", "center", "nan", "error"}
+        What a cell of variance 0 gives: the bias if its values are the mean; with "center" it is divided by 1, as
+        scikit-learn does, which tells a difference from given moments; NaN; or ValueError.
+    fill : float or "input", optional
+        What the result holds where `where` or `nan_policy` leaves a value out: a number, or the value itself.
     out : array, optional
         Where to write: of the shape and the result dtype of x. It may be x.
     **sizes : int
@@ -200,7 +239,8 @@ def normalize(
            [ 1.,  1.]])
     """
     asked = weight, bias, eps, center, moments, where
-    return normalize_roles(roles.general, normalize, x, (keep, affine), asked, out, sizes)
+    said = policies.said(nan_policy, weights, constant, fill)
+    return normalize_roles(roles.general, normalize, x, (keep, affine), asked, said, out, sizes)
 
 
 def normalize_vjp(
@@ -215,6 +255,10 @@ def normalize_vjp(
     center: bool = True,
     moments: Moments | None = None,
     where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    constant: str = "bias",
+    fill: float | str | None = None,
     **sizes: Any,
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """:func:`normalize`, and the function that takes the gradient of its result to those of x, weight and bias.
@@ -231,8 +275,9 @@ def normalize_vjp(
 
     Parameters
     ----------
-    x, keep, weight, bias, affine, eps, center, moments, where, **sizes
-        As in :func:`normalize`.
+    x, keep, weight, bias, affine, eps, center, moments, where, nan_policy, weights, constant, fill, **sizes
+        As in :func:`normalize`. The weights have no gradient; with them a value's share of what flows through the moments is
+        its weight. Where the result is filled in, its gradient is dy for "input", and 0 for a number.
 
     Returns
     -------
@@ -262,6 +307,7 @@ def normalize_vjp(
     """
     if type(x) is not ndarray and in_graph(x):
         rest = {"affine": affine, "eps": eps, "center": center, "moments": moments, "where": where}
+        rest |= {"nan_policy": nan_policy, "weights": weights, "constant": constant, "fill": fill}
         pair: tuple[Array, Callable[[Array], Gradients]] = outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
         return pair
     call = validate.call(roles.general, x, (keep, affine), sizes, normalize_vjp)
@@ -277,10 +323,19 @@ def normalize_vjp(
             center=center,
             moments=labels.state(moments),
             where=labels.mask(where),
+            nan_policy=nan_policy,
+            weights=labels.mask(weights, "weights"),
+            constant=constant,
+            fill=fill,
             **sizes,
         )
         return labels.wrap(y), labels.vjp(vjp, weight, bias)
-    y, vjp = call.engine.normalize_vjp(x, validate.request(call, (weight, bias, eps, center, moments, where)))
+    asked = weight, bias, eps, center, moments, where
+    said = policies.said(nan_policy, weights, constant, fill)
+    if said is None:
+        y, vjp = call.engine.normalize_vjp(x, validate.request(call, asked))
+    else:
+        y, vjp = policies.normalize_vjp(x, call, asked, said)
     as_asked = all(a is None or tuple(a.shape) == call.affine_shape for a in (weight, bias))
 
     def checked(dy: Array) -> Gradients:
@@ -308,20 +363,25 @@ def normalize_roles(
     x: Array,
     words: tuple[Any, ...],
     asked: validate.Asked,
+    said: Policies | None,
     out: Array | None,
     sizes: dict[str, Any],
 ) -> Array:
     """What every `norm` is: `build` gives the axes their roles from the norm's own words for them."""
     if type(x) is not ndarray and in_graph(x):
-        return outside_graph(normalize_roles)(build, norm, x, words, asked, out, sizes)
+        return outside_graph(normalize_roles)(build, norm, x, words, asked, said, out, sizes)
     call = validate.call(build, x, words, sizes, norm)
     weight, bias, eps, center, moments, where = asked
     if call.axes is None:
         labels = call.engine.Labels(x, build, words, sizes)
         parameters = labels.parameter(weight, "weight"), labels.parameter(bias, "bias")
         asked = *parameters, eps, center, labels.state(moments), labels.mask(where)
-        y = normalize_roles(build, norm, labels.values, labels.words, asked, labels.output(out), sizes)
+        if said is not None:
+            said = said._replace(weights=labels.mask(said.weights, "weights"))
+        y = normalize_roles(build, norm, labels.values, labels.words, asked, said, labels.output(out), sizes)
         return labels.wrap(y, out)
+    if said is not None:
+        return policies.normalize(x, call, asked, said, out)
     ready = call.ready[weight is None][bias is None] if moments is None and where is None else None
     if ready is not None:
         y = ready(x, weight, bias, eps, center, out)

@@ -51,6 +51,17 @@ OURS = {
         "the axes of weight and bias; of keepnorm.BatchNorm whether it has them", "keepnorm.normalize takes affine="
     ),
     "where": Word("a bool array, True where a value counts", "keepnorm.normalize(x, keep, where=...) takes a mask"),
+    "weights": Word(
+        "how often each value counts: numbers of at least 0 that broadcast to x",
+        "keepnorm.moments(x, keep, weights=...) and keepnorm.normalize take them",
+    ),
+    "nan_policy": Word(
+        'what a NaN does: "propagate", "omit" or "raise"', 'keepnorm.moments and keepnorm.normalize take nan_policy="omit"'
+    ),
+    "fill": Word("what the result holds where a value is left out", "keepnorm.normalize takes fill="),
+    "constant": Word(
+        'what a cell of variance 0 gives: "bias", "center", "nan" or "error"', "keepnorm.normalize takes constant="
+    ),
     "moments": Word(
         "as keepnorm.Moments.from_mean_var(mean, var, keep=1, ndim=4) makes them",
         "keepnorm.normalize(x, keep, moments=...) takes given ones",
@@ -88,10 +99,12 @@ _TABLE = (
     Row("eps epsilon variance_epsilon layer_norm_eps layer_norm_epsilon rms_norm_eps norm_eps", "eps"),
     Row("weight gamma scale multiplier", "weight scale"),
     Row("bias beta offset shift", "bias shift"),
-    Row("weights sample_weight", "weight where", "values have no weights of their own; where= leaves some out"),
+    Row("weights sample_weight fweights aweights", "weights"),
     Row("affine elementwise_affine use_scale use_bias create_scale create_offset", "affine", "weight and bias are optional"),
     Row("where mask", "where"),
-    Row("skipna ignore_nan omit_nan nan_policy", "where", "where=~isnan(x) leaves NaN out"),
+    Row("nan_policy skipna ignore_nan omit_nan", "nan_policy where", 'nan_policy="omit" leaves NaN out'),
+    Row("fill fill_value masked_value", "fill"),
+    Row("constant zero_variance handle_zeros_in_scale", "constant"),
     Row("moments running_mean running_var moving_mean moving_variance input_mean input_var mean var variance", "moments"),
     Row("center centered subtract_mean", "center"),
     Row("dtype", "", "the result has the dtype of x: convert x before or the result after"),

@@ -1,38 +1,44 @@
-"""The moments of every kept cell, as a state that merges: batches, chunks, devices and ranks add up to the same answer.
+"""Moments: what people use of the state of every kept cell. (Its lines are mostly what its methods say of themselves.)
 
-The state of a cell is ``(n, K, delta, M2)`` with ``mean = K + delta`` left unevaluated and ``var = M2 / n``. K is a value
-of the data, so that delta and M2 are small numbers that have lost nothing, however far the data lie from zero.
-
-Where float64 cannot hold the squares of the data, M2 is that of the data times ``2^-exponent``, a whole number for each cell.
-There is no exponent in any other state.
+Their parts are in state.py; here is what people use of them.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Never, Self
 
 import numpy as np
 from array_api_compat import array_namespace, is_jax_array
 
-from keepnorm import labels, saved
+from keepnorm import labels, merging, reshaping, saved
 from keepnorm.axes import as_ints, normal, out_of_order, refuse_order
+from keepnorm.fitting import computed, fitted, is_numpy, moved, on_numpy
 from keepnorm.keywords import REQUIRED, check, described
-from keepnorm.labels import CellLabels
-from keepnorm.powers import exponent_of, exponents, is_held, times_power, unit
+from keepnorm.merging import real
+from keepnorm.reshaping import Broadcast
+from keepnorm.state import State
 from keepnorm.subclasses import refuse
-from keepnorm.transfer import like, read, to_numpy
+from keepnorm.transfer import read, to_numpy
 
 Array = Any
 
 
-class Moments:
+# What every saved state has.
+_SAVED = ("count", "shift", "delta", "m2", "shape", "keep", "ndim", "dtype")
+
+
+class Moments(State):
     """Count, mean and population variance of each kept cell; ``a + b`` are the moments of both together.
 
-    Made by :func:`keepnorm.moments`, :meth:`from_mean_var` and :meth:`from_dict`.
+    Made by :func:`keepnorm.moments`, :meth:`from_mean_var`, :meth:`from_mean_std`, :meth:`from_dict` and :meth:`load`.
+    ``whole - part`` are those of the rest. Two are equal, ``a == b``, if they give the same numbers for the same cells.
 
     Attributes
     ----------
     count : int or array of int64
         How many values each cell has seen; an array, of the kept shape, where a mask made them differ; None if unknown.
+    sum_weights : array of float64, or None
+        The sum of the weights of each cell's values, which takes the place of the count; None where values have no weights.
     mean, var, std : array of the kept shape
         The mean, the population variance and its root, in float32 (float64 for 64-bit data, and for a variance that float32
         cannot hold), in the library of x. NaN where the count is 0.
@@ -60,32 +66,7 @@ class Moments:
     (3, array([ 2., 30.]), array([  1., 700.]))
     """
 
-    __slots__ = ("count", "delta", "dtype", "exponent", "export", "keep", "labels", "m2", "ndim", "shift")
-
-    def __init__(
-        self,
-        count: Any,
-        shift: Array,
-        delta: Array,
-        m2: Array,
-        *,
-        keep: tuple[int, ...],
-        ndim: int,
-        dtype: str = "float32",
-        export: Callable[[Array, str], Array] | None = None,
-        exponent: Array | None = None,
-        labels: CellLabels | None = None,
-    ) -> None:
-        self.count = count
-        self.shift = shift
-        self.delta = delta
-        self.m2 = m2
-        self.keep = keep
-        self.ndim = ndim
-        self.dtype = dtype
-        self.export = export
-        self.exponent = exponent
-        self.labels = labels
+    __slots__ = ()
 
     @classmethod
     def from_mean_var(
@@ -102,9 +83,10 @@ class Moments:
 
         Parameters
         ----------
-        mean, var : array of the kept shape
-            The mean and the population variance. Some published networks store a variance slightly below 0: it is taken here,
-            and where one normalises with it if ``var + eps`` is positive.
+        mean, var : array or list of the kept shape
+            The mean and the population variance, handed out in float32 unless they are float64 arrays. Some published
+            networks store a variance slightly below 0: it is taken here, and where one normalises with it if ``var + eps``
+            is positive.
         keep : int or tuple of int
             The kept axes of the data that they belong to.
         ndim : int
@@ -127,6 +109,7 @@ class Moments:
             refuse_order("mean", written)
         for name, values in (("mean", mean), ("var", var), ("count", count)):
             refuse(values, name)
+        dtype_of = getattr(mean, "dtype", "float32")
         mean, var = _as_array(mean), _as_array(var)
         xp = array_namespace(mean, var)
         if mean.shape != var.shape:
@@ -145,15 +128,50 @@ class Moments:
                 raise ValueError(f"count must hold whole numbers of at least 0; got {wrong}")
             if hasattr(count, "shape"):
                 count = int(count) if count.shape == () else _whole(count)
-        dtype = "float64" if "float64" in str(mean.dtype) else "float32"
+        dtype = "float64" if "float64" in str(dtype_of) else "float32"
         mean, var = _widen(mean, xp), _widen(var, xp)
-        m2 = var if count is None else var * _real(count, var, xp)
+        m2 = var if count is None else var * real(count, var, xp)
         return cls(count, mean, xp.zeros_like(mean), m2, keep=axes, ndim=ndim, dtype=dtype)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The kept shape: the shape of mean and var."""
-        return tuple(self.shift.shape)
+    @classmethod
+    def from_mean_std(
+        cls,
+        mean: Array,
+        std: Array,
+        *,
+        keep: int | Sequence[int] = REQUIRED,
+        ndim: int = REQUIRED,
+        count: Any = None,
+        **unknown: Never,
+    ) -> Self:
+        """Moments from given means and standard deviations, such as those that image models are published with.
+
+        Parameters
+        ----------
+        mean, std : array or list of the kept shape
+            The mean and the population standard deviation.
+        keep, ndim, count
+            As for :meth:`from_mean_var`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`from_mean_var`; ValueError if a deviation is below 0.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> imagenet = kn.Moments.from_mean_std([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], keep=-1, ndim=4)
+        >>> kn.normalize(np.full((1, 2, 2, 3), 0.5, np.float32), -1, moments=imagenet, eps=0)[0, 0, 0].round(3)
+        array([0.066, 0.196, 0.418], dtype=float32)
+        """
+        check(Moments.from_mean_std, unknown, keep=keep, ndim=ndim)
+        refuse(std, "std")
+        std = _as_array(std)
+        if (here := read(std)) is not None and np.any(here < 0):
+            raise ValueError(f"std must be at least 0; got {float(here.min())}")
+        wide = _widen(std, array_namespace(std))
+        return cls.from_mean_var(mean, wide * wide, keep=keep, ndim=ndim, count=count)
 
     @property
     def mean(self) -> Array:
@@ -170,8 +188,31 @@ class Moments:
         """The population standard deviation of each cell: ``deviation(correction=0)``."""
         return self.deviation()
 
+    @property
+    def stderr(self) -> Array:
+        """The standard error of each cell's mean: the sample standard deviation over the root of the count.
+
+        Of weighted values, which :meth:`variance` takes for repeated ones, over the root of the sum of the weights.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> kn.moments(np.array([[1.0], [3.0], [5.0], [7.0]]), keep=1).stderr.round(4)
+        array([1.291])
+        """
+        if self.count is None:
+            raise ValueError("the standard error needs the count, which these moments do not have")
+        variance = self._variance(1)
+        xp = array_namespace(variance)
+        n = real(self.divisor, variance, xp)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self._hand_out(self._in_full(xp.sqrt(variance / n), 1))
+
     def variance(self, *, correction: float = 0, **unknown: Never) -> Array:
         """The variance ``M2 / (n - correction)`` of each cell.
+
+        With weights it is ``M2 / (W - correction)`` with their sum W: a weight says how often its value is there, as the
+        fweights of numpy.cov and the weights of statsmodels' DescrStatsW do.
 
         Parameters
         ----------
@@ -191,15 +232,6 @@ class Moments:
         """
         check(Moments.variance, unknown)
         return self._hand_out(self._in_full(self._variance(correction)))
-
-    @property
-    def squares(self) -> Array:
-        """M2 of the data as they are; infinite or 0 where float64 cannot hold it."""
-        return self._in_full(self.m2)
-
-    def replaced(self, **parts: Any) -> "Moments":
-        """The same moments with other parts."""
-        return Moments(**{name: parts.get(name, getattr(self, name)) for name in self.__slots__})
 
     def deviation(self, *, correction: float = 0, **unknown: Never) -> Array:
         """The standard deviation ``sqrt(M2 / (n - correction))`` of each cell, taken in the precision of the state.
@@ -247,22 +279,46 @@ class Moments:
             return self
         if isinstance(self.count, int) and self.count == 0:
             return other
-        home = other if _is_numpy(self.shift) and not (_is_numpy(other.shift) and self.export) else self
-        first, second = _moved(self, home), _moved(other, home)
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities have their answer in _merge
-            shift, delta, m2, exponent = _merge_at_any_size(first, second, array_namespace(home.shift))
-        dtype = max(self.dtype, other.dtype)  # "float64" sorts after "float32"
+        return self._combined(other, merging.merge, merging.total)
+
+    def __sub__(self, part: object) -> "Moments":
+        """The moments of what is left without a part: a rolling window takes the oldest batch away.
+
+        Raises
+        ------
+        ValueError
+            As `merge`; and if the part has more values than the whole, or so much of the whole's spread that too few digits
+            are left for the rest.
+        """
+        if not isinstance(part, Moments):
+            return NotImplemented
+        part = fitted(part, self)
+        if self.count is None or part.count is None:
+            raise ValueError("moments without a count have no parts: give from_mean_var a count; got count=None")
+        return self._combined(part, merging.subtract, merging.rest)
+
+    def _combined(self, other: "Moments", combine: Callable[..., Any], count: Callable[..., Any]) -> "Moments":
+        """The state that a formula gives for two that fit, in the library that one of them is in."""
+        home = other if is_numpy(self.shift) and not (is_numpy(other.shift) and self.export) else self
+        first, second = moved(self, home), moved(other, home)
+        both = count(first.count, second.count)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities have their answer in the formulas
+            shift, delta, m2, exponent = combine(first, second, array_namespace(home.shift))
+        weights = None
+        if first.sum_weights is not None or second.sum_weights is not None:
+            weights = count(*(real(m.divisor, m.m2, array_namespace(m.m2)) for m in (first, second)))
         return Moments(
-            _total(first.count, second.count),
+            both,
             shift,
             delta,
             m2,
             keep=self.keep,
             ndim=self.ndim,
-            dtype=dtype,
+            dtype=max(self.dtype, other.dtype),  # "float64" sorts after "float32"
             export=home.export,
             exponent=exponent,
             labels=other.labels if self.labels is None else self.labels.with_those_of(other.labels),
+            sum_weights=weights,
         )
 
     def __add__(self, other: object) -> "Moments":
@@ -276,18 +332,185 @@ class Moments:
             return self
         return NotImplemented
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same counts, means and variances, to the last bit, for the same cells; NaN equals NaN."""
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return self is other or (self._is_like(other) and merging.equal(on_numpy(self), on_numpy(other)))
+
+    def allclose(self, other: "Moments", *, rtol: float = 1e-5, atol: float = 0.0, **unknown: Never) -> bool:
+        """Whether both have the same counts, and means and standard deviations within a tolerance, for the same cells.
+
+        Parameters
+        ----------
+        other : Moments
+            Of any library.
+        rtol : float, default 1e-5
+            Relative to the larger of the mean's magnitude and the standard deviation.
+        atol : float, default 0
+            Added to that.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> x = np.arange(6.0).reshape(3, 2)
+        >>> kn.moments(x, 1).allclose(kn.moments(x + 1e-9, 1))
+        True
+        """
+        check(Moments.allclose, unknown)
+        if not isinstance(other, Moments):
+            raise TypeError(f"allclose compares with Moments; got {type(other).__name__}")
+        return self._is_like(other) and merging.close(on_numpy(self), on_numpy(other), rtol, atol)
+
+    def _is_like(self, other: "Moments") -> bool:
+        return (self.keep, self.ndim, self.shape) == (other.keep, other.ndim, other.shape)
+
+    def broadcast(self, x: Any, /) -> Broadcast:
+        """Mean, variance and standard deviation with the reduced axes in place, as sizes 1: ready for arithmetic with x.
+
+        Parameters
+        ----------
+        x : array or int
+            The data, or how many axes they have.
+
+        Returns
+        -------
+        Broadcast
+            A tuple ``(mean, var, std)``.
+
+        Raises
+        ------
+        ValueError
+            If the data have another number of axes, or other sizes on the kept ones.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> x = np.arange(12.0).reshape(2, 3, 2)
+        >>> mean, _, std = kn.moments(x, keep=1).broadcast(x)
+        >>> mean.shape, ((x - mean) / std).std(axis=(0, 2))
+        ((1, 3, 1), array([1., 1., 1.]))
+        """
+        return reshaping.broadcast(self, x)
+
+    def pool(self, keep: int | Sequence[int]) -> "Moments":
+        """The moments over more axes, from these and without the data: per pixel and channel to per channel.
+
+        Parameters
+        ----------
+        keep : int or tuple of int
+            The axes of the data that still survive, some of the kept ones.
+
+        Raises
+        ------
+        ValueError
+            If an axis is not kept, or the count is not known.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> x = np.arange(12.0).reshape(2, 3, 2)
+        >>> kn.moments(x, keep=(1, 2)).pool(1) == kn.moments(x, keep=1)
+        True
+        """
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities have their answer in the formula
+            pooled: Moments = reshaping.pool(self, keep)
+        return pooled
+
+    def scaled(self, a: Any, b: Any = 0.0) -> "Moments":
+        """The moments of ``a * x + b``, such as of packed data with their scale_factor and add_offset.
+
+        Parameters
+        ----------
+        a, b : float, or array of the kept shape
+            What the data are multiplied by, and what is added then.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> packed = kn.moments(np.array([0, 100, 200], np.int16), keep=())
+        >>> packed.scaled(0.01, 273.15).mean
+        array(274.15, dtype=float32)
+        """
+        other: Moments = reshaping.scaled(self, a, b)
+        return other
+
+    def moved(self, keep: int | Sequence[int], ndim: int) -> "Moments":
+        """The same statistics for data whose kept axes lie elsewhere: from channels last to channels first.
+
+        Parameters
+        ----------
+        keep : int or tuple of int
+            Where each kept axis lies, in the order of ``self.keep``.
+        ndim : int
+            How many axes those data have.
+
+        Raises
+        ------
+        ValueError
+            If the number of kept axes differs, or one is out of range or named twice.
+
+        Examples
+        --------
+        >>> import numpy as np, keepnorm as kn
+        >>> photos = np.arange(24.0).reshape(1, 2, 4, 3)
+        >>> seen = kn.moments(photos, keep=-1)
+        >>> kn.normalize(photos.transpose(0, 3, 1, 2), 1, moments=seen.moved(1, 4)).shape
+        (1, 3, 2, 4)
+        """
+        elsewhere: Moments = reshaping.moved(self, keep, ndim)
+        return elsewhere
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a .npz or a .json file, whole or not at all; :meth:`load` reads it back to the last bit.
+
+        The file holds the entries of :meth:`to_dict` and ``version``, without pickle: numpy.load and readers of JSON take it.
+
+        Raises
+        ------
+        ValueError
+            If the name ends in neither.
+        OSError
+            If the file cannot be written; what was there stays.
+        """
+        saved.write(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The moments that :meth:`save` or ``keepnorm stats --save`` wrote, on NumPy.
+
+        Raises
+        ------
+        ValueError
+            If the file holds something else, or is of a later version.
+        OSError
+            If it cannot be read.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keepnorm as kn
+        >>> seen = kn.moments(np.arange(6.0).reshape(3, 2), keep=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     seen.save(f"{folder}/seen.npz")
+        ...     kn.Moments.load(f"{folder}/seen.npz") == seen
+        True
+        """
+        return saved.load(path, cls.from_dict)
+
     def to_dict(self) -> dict[str, Any]:
         """The state as plain numbers, lists and words, for JSON or a checkpoint; `from_dict` restores it to the last bit."""
+        here = computed(self)
         state = {
-            "count": self.count if isinstance(self.count, int) or self.count is None else _to_list(self.count),
-            "shift": _to_list(self.shift),
-            "delta": _to_list(self.delta),
-            "m2": _to_list(self.m2),
+            "count": here.count if isinstance(here.count, int) or here.count is None else _to_list(here.count),
+            "shift": _to_list(here.shift),
+            "delta": _to_list(here.delta),
+            "m2": _to_list(here.m2),
             "shape": list(self.shape),
             "keep": list(self.keep),
             "ndim": self.ndim,
             "dtype": self.dtype,
-            **({} if self.exponent is None else {"exponent": _to_list(self.exponent)}),
+            **({} if here.exponent is None else {"exponent": _to_list(here.exponent)}),
+            **({} if here.sum_weights is None else {"sum_weights": _to_list(here.sum_weights)}),
         }
         return state if self.labels is None else state | {"labels": self.labels.dumps()}
 
@@ -302,7 +525,7 @@ class Moments:
         ValueError
             If a key is missing, or something in it fits no moments, such as a negative count.
         """
-        found = saved.entries(state, set(_SAVED), ("exponent", "labels"))
+        found = saved.entries(state, set(_SAVED), ("exponent", "labels", "sum_weights"))
         shape, ndim = saved.integers(found["shape"], "shape"), saved.integer(found["ndim"], "ndim")
         keep = saved.axes(found["keep"], "keep", ndim, shape)
         count = saved.count(found["count"], "count", shape)
@@ -312,154 +535,23 @@ class Moments:
         dtype = saved.word(found["dtype"], "dtype", ("float32", "float64"))
         named = labels.loads(saved.plain(found["labels"]), shape) if "labels" in found else None
         exponent = saved.whole(found["exponent"], "exponent", shape) if "exponent" in found else None
-        return cls(count, shift, delta, m2, keep=keep, ndim=ndim, dtype=dtype, exponent=exponent, labels=named)
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.__slots__)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        for name, value in zip(self.__slots__, state, strict=True):
-            setattr(self, name, value)
+        weights = saved.numbers(found["sum_weights"], "sum_weights", shape) if "sum_weights" in found else None
+        if weights is not None and np.any(weights < 0):
+            raise ValueError(f"sum_weights must be at least 0; got {np.nanmin(weights)}")
+        rest: dict[str, Any] = {"exponent": exponent, "labels": named, "sum_weights": weights}
+        return cls(count, shift, delta, m2, keep=keep, ndim=ndim, dtype=dtype, **rest)
 
     def __repr__(self) -> str:
-        return f"Moments(count={self.count}, mean={self.mean}, var={self.var}, keep={self.keep})"
-
-    def _in_full(self, values: Array, power: int = 2) -> Array:
-        """Squares, or first powers, of the data as they are, from those times a power of two."""
-        for _ in range(0 if self.exponent is None else power):
-            values = times_power(values, self.exponent)
-        return values
-
-    def at(self, exponent: Array) -> "Moments":
-        """The moments of the data times 2^-exponent."""
-        own = 0 if self.exponent is None else self.exponent
-        m2 = times_power(times_power(self.m2, own - exponent), own - exponent)
-        return self.replaced(
-            shift=times_power(self.shift, -exponent), delta=times_power(self.delta, -exponent), m2=m2, exponent=None
-        )
-
-    def back(self, exponent: Array) -> "Moments":
-        """The moments of the data whose moments times 2^-exponent these are; float64 may not hold their M2."""
-        xp = array_namespace(self.m2)
-        # K becomes the mean, since a mean of large values may lie too far from one of them.
-        mean = self.shift + self.delta
-        changed = exponent != 0
-        shift = xp.where(changed, mean, self.shift)
-        delta = xp.where(changed, (self.shift - mean) + self.delta, self.delta)
-        return self.replaced(shift=times_power(shift, exponent), delta=times_power(delta, exponent), exponent=exponent)
-
-    def spread_over(self, divisor: Any) -> Array:
-        """M2 over a divisor, in the precision of the state and of the data as they are; NaN where they hold an infinity."""
-        return self._in_full(self._m2_of_finite() / divisor)
-
-    def _m2_of_finite(self) -> Array:
-        """M2; NaN where the data hold an infinity: their M2 is infinite, and they have no variance."""
-        xp = array_namespace(self.m2)
-        return xp.where(xp.isfinite(self.delta), self.m2, xp.full_like(self.m2, xp.nan))
-
-    def _variance(self, correction: float) -> Array:
-        xp = array_namespace(self.m2)
-        m2, nothing = self._m2_of_finite(), xp.full_like(self.m2, xp.nan)
-        if self.count is None:
-            if correction:
-                raise ValueError(f"correction={correction} needs the count, which these moments do not have")
-            return m2
-        if isinstance(self.count, int):
-            free = self.count - correction
-            return m2 / free if free > 0 else nothing
-        divisor = _real(self.count, self.m2, xp) - correction
-        positive = divisor > 0
-        return xp.where(positive, m2 / xp.where(positive, divisor, xp.ones_like(divisor)), nothing)
-
-    def _where_filled(self, values: Array) -> Array:
-        if self.count is None or (isinstance(self.count, int) and self.count > 0):
-            return values
-        xp = array_namespace(values)
-        empty = xp.full_like(values, xp.nan)
-        return empty if isinstance(self.count, int) else xp.where(self.count > 0, values, empty)
-
-    def _hand_out(self, values: Array) -> Array:
-        if self.export is not None:
-            values = self.export(values, self.dtype)
-        else:
-            if isinstance(values, float):  # NumPy's arithmetic turns an array without axes into a scalar
-                values = np.asarray(values)
-            values = narrowed(values, self.dtype)
-        return values if self.labels is None else self.labels.attach(values)
+        parts = {"count": self.count, "mean": self.mean, "var": self.var, "keep": self.keep}
+        return f"Moments({', '.join(f'{name}={_shown(part)}' for name, part in parts.items())})"
 
 
-def narrowed(values: Array, dtype: str) -> Array:
-    """Values in a dtype, or as they are where they can be read and one that is finite would not be any more."""
-    xp = array_namespace(values)
-    with np.errstate(over="ignore"):
-        narrow = xp.astype(values, getattr(xp, dtype))
-    if narrow.dtype == values.dtype or (here := read(values)) is None:
-        return narrow
-    limit = np.finfo(dtype).max
-    return values if np.any((np.abs(here) > limit) & np.isfinite(here)) else narrow
-
-
-def fitted(state: Moments, home: Moments) -> Moments:
-    """A state with its cells in the order of another one's, where both have labels.
-
-    Raises
-    ------
-    ValueError
-        If their cells are not the same.
-    """
-    if state.labels is not None and home.labels is not None:
-        state = in_order(state, home.labels, home.keep, home.ndim)
-    if (home.keep, home.ndim, home.shape) != (state.keep, state.ndim, state.shape):
-        raise ValueError(
-            f"moments of different cells do not merge; got keep={home.keep} of {home.ndim} axes with shape {home.shape} "
-            f"and keep={state.keep} of {state.ndim} axes with shape {state.shape}"
-        )
-    return state
-
-
-def in_order(state: Moments, wanted: CellLabels, keep: tuple[int, ...], ndim: int) -> Moments:
-    """A state with labels, its cells in the order of others; `keep` and `ndim` are where those stand in their data."""
-    if state.labels is None:
-        return state
-    order = state.labels.order(wanted, "moments")
-    coords = {name: c for name, c in state.labels.coords.items() if not c.dims or name in wanted.dims}
-    there = CellLabels(wanted.dims, coords | {d: wanted.coords[d] for d in wanted.dims if d in wanted.coords})
-    return _with_each(state, order.apply).replaced(keep=keep, ndim=ndim, labels=there)
-
-
-def _moved(state: Moments, home: Moments) -> Moments:
-    """A state in the library and on the device of another one."""
-    if type(state.shift) is type(home.shift) and _is_numpy(state.shift):
-        return state
-    if not _is_numpy(state.shift) and not _is_numpy(home.shift) and read(state.shift) is None:
-        array_namespace(state.shift, home.shift)  # what cannot be read must be of one library
-    return _with_each(state, lambda part: like(part, home.shift))
-
-
-def _with_each(state: Moments, change: Callable[[Array], Array]) -> Moments:
-    """A state with every array of it changed."""
-    parts = {name: getattr(state, name) for name in ("count", "shift", "delta", "m2", "exponent")}
-    return state.replaced(**{n: part if part is None or isinstance(part, int) else change(part) for n, part in parts.items()})
-
-
-def _is_numpy(values: Array) -> bool:
-    return isinstance(values, np.ndarray | np.generic)
-
-
-_MOST = 2**63 - 1
-_SAVED = ("count", "shift", "delta", "m2", "shape", "keep", "ndim", "dtype")
-
-
-def _total(a: Any, b: Any) -> Any:
-    """The sum of two counts, exact: Python's ints have no end, those of arrays are refused beyond int64."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a + b
-    counts: list[Any] = [c if isinstance(c, int) else read(c) for c in (a, b)]
-    if all(c is not None and np.size(c) for c in counts) and sum(int(np.max(c)) for c in counts) > _MOST:
-        largest = int(np.max(np.asarray(counts[0], object) + np.asarray(counts[1], object)))
-        if largest > _MOST:
-            raise ValueError(f"counts in an array go up to 2^63 - 1; the sum of two is {largest}")
-    return a + b
+def _shown(part: Any) -> str:
+    """A part as it is printed: of large arrays a few values."""
+    if isinstance(part, int | tuple | None) or read(part) is None:
+        return str(part) if part is None or isinstance(part, int | tuple) else described(part)
+    edge = 2 if np.ndim(part) <= 2 else 1
+    return np.array2string(np.asarray(part), threshold=12, edgeitems=edge).replace("\n", "")
 
 
 def _whole(count: Array) -> Array:
@@ -469,74 +561,16 @@ def _whole(count: Array) -> Array:
     return xp.astype(count, widest) if "int" in str(count.dtype) else count
 
 
-def _merge_at_any_size(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array, Array | None]:
-    """The merged (K, delta, M2), and the exponent where float64 cannot hold M2."""
-    usual = a.exponent is None and b.exponent is None
-    shift, delta, m2 = _merge(a, b, xp)
-    read = isinstance(m2, np.ndarray | np.generic)
-    can_tell = read and "float64" in (a.dtype, b.dtype)
-    if usual and not (can_tell and not is_held(shift, m2)):
-        return shift, delta, m2, None
-    sizes = [xp.abs(part) for m in (a, b) for part in (m.shift, m.delta, m._in_full(xp.sqrt(m.m2), 1))]
-    exponent = exponents(np.fmax.reduce(sizes)) if read else _exponent(sizes, xp)
-    if read and not exponent.any():
-        return shift, delta, m2, None
-    merged = _merge(a.at(exponent), b.at(exponent), xp)
-    whole = a.replaced(**dict(zip(("shift", "delta", "m2"), merged, strict=True))).back(exponent)
-    return whole.shift, whole.delta, whole.m2, exponent
-
-
-def _exponent(sizes: list[Array], xp: Any) -> Array:
-    """The exponents of the largest of some sizes, for arrays that cannot be read."""
-    largest = xp.zeros_like(sizes[0])
-    for size in sizes:
-        largest = xp.where(size > largest, size, largest)
-    most = xp.full_like(largest, float(xp.finfo(largest.dtype).max))
-    return exponent_of(unit(xp.where(largest < most, largest, most), 0.0, xp), xp)
-
-
-def _merge(a: Moments, b: Moments, xp: Any) -> tuple[Array, Array, Array]:
-    """The merged (K, delta, M2); kernels/cpu/scalars.py has the same formula for scalars, and a test holds them equal."""
-    if isinstance(a.count, int) and isinstance(b.count, int):
-        n = a.count + b.count
-        share, weight = b.count / n, a.count / n * b.count
-        a_empty = b_empty = None
-    else:
-        n1, n2 = _real(a.count, a.m2, xp), _real(b.count, b.m2, xp)
-        n = n1 + n2
-        safe = xp.where(n > 0, n, xp.ones_like(n))
-        share, weight = n2 / safe, n1 / safe * n2
-        a_empty, b_empty = n1 == 0, n2 == 0
-    d = (b.shift - a.shift) + (b.delta - a.delta)
-    finite = xp.isfinite(d)
-    # An infinite value makes the mean infinite; the difference of two infinities would make it NaN.
-    delta = xp.where(
-        finite, a.delta + xp.where(finite, d, xp.zeros_like(d)) * share, a.delta + (b.delta + (b.shift - a.shift))
-    )
-    m2 = a.m2 + (b.m2 + xp.where(d == d, d * d * weight, xp.zeros_like(d)))  # M2 itself tells of infinities and of NaN
-    shift = a.shift + xp.zeros_like(delta)
-    if a_empty is not None:
-        shift = xp.where(a_empty, b.shift, shift)
-        delta = xp.where(a_empty, b.delta, xp.where(b_empty, a.delta, delta))
-        m2 = xp.where(a_empty, b.m2, xp.where(b_empty, a.m2, m2))
-    return shift, delta, m2
-
-
 def _as_array(values: Any) -> Array:
     if hasattr(values, "__array_namespace__") or hasattr(values, "dtype"):
         return values
-    return np.asarray(values, np.float32)
+    return np.asarray(values, np.float64)
 
 
 def _widen(values: Array, xp: Any) -> Array:
     """In float64 where the library has it (JAX without x64 has not)."""
     # JAX takes Python's float for the widest that it has, and warns of float64 where it has none.
     return xp.astype(values, float if is_jax_array(values) else getattr(xp, "float64", values.dtype))
-
-
-def _real(count: Any, like: Array, xp: Any) -> Array:
-    """A count as a float, or as an array of the dtype of `like`."""
-    return float(count) if isinstance(count, int) else xp.astype(count, like.dtype)
 
 
 def _to_list(values: Array) -> Any:

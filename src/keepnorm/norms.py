@@ -2,7 +2,7 @@
 
 from typing import Any, Never
 
-from keepnorm import roles
+from keepnorm import policies, roles
 from keepnorm.functional import normalize_roles
 from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
@@ -20,6 +20,11 @@ def batch_norm(
     channel: Axis = REQUIRED,
     eps: float = 1e-5,
     moments: Moments | None = None,
+    where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    constant: str = "bias",
+    fill: float | str | None = None,
     out: Array | None = None,
     **unknown: Never,
 ) -> Array:
@@ -39,6 +44,9 @@ def batch_norm(
         Added to the variance.
     moments : Moments, optional
         Running moments for inference, instead of those of x.
+    where, nan_policy, weights, constant, fill
+        Which values count and how often, what a cell of variance 0 gives, and what the result holds in the place of values
+        that do not count: as in :func:`keepnorm.normalize`.
     out : array, optional
         Where to write: of the shape and the result dtype of x. It may be x.
 
@@ -63,8 +71,9 @@ def batch_norm(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    asked = weight, bias, eps, True, moments, None
-    return normalize_roles(roles.batch, batch_norm, x, (channel,), asked, out, unknown)
+    asked = weight, bias, eps, True, moments, where
+    said = policies.said(nan_policy, weights, constant, fill)
+    return normalize_roles(roles.batch, batch_norm, x, (channel,), asked, said, out, unknown)
 
 
 def instance_norm(
@@ -76,6 +85,10 @@ def instance_norm(
     channel: Axis = REQUIRED,
     batch: Axis = 0,
     eps: float = 1e-5,
+    where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    fill: float | str | None = None,
     out: Array | None = None,
     **unknown: Never,
 ) -> Array:
@@ -95,6 +108,8 @@ def instance_norm(
         The axis of the examples; ``()`` where there is none.
     eps : float, default 1e-5
         Added to the variance.
+    where, nan_policy, weights, fill
+        Which values count and how often, and what the result holds in the place of others: as in :func:`keepnorm.normalize`.
     out : array, optional
         Where to write: of the shape and the result dtype of x. It may be x.
 
@@ -120,8 +135,9 @@ def instance_norm(
     <BLANKLINE>
            [[-1.,  1.]]])
     """
-    asked = weight, bias, eps, True, None, None
-    return normalize_roles(roles.instance, instance_norm, x, (channel, batch), asked, out, unknown)
+    asked = weight, bias, eps, True, None, where
+    said = policies.said(nan_policy, weights, fill=fill)
+    return normalize_roles(roles.instance, instance_norm, x, (channel, batch), asked, said, out, unknown)
 
 
 def layer_norm(
@@ -132,6 +148,10 @@ def layer_norm(
     *,
     axes: Axis = REQUIRED,
     eps: float = 1e-5,
+    where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    fill: float | str | None = None,
     out: Array | None = None,
     **unknown: Never,
 ) -> Array:
@@ -149,6 +169,8 @@ def layer_norm(
         The axes to reduce: -1 for a transformer's features.
     eps : float, default 1e-5
         Added to the variance.
+    where, nan_policy, weights, fill
+        Which values count and how often, and what the result holds in the place of others: as in :func:`keepnorm.normalize`.
     out : array, optional
         Where to write: of the shape and the result dtype of x. It may be x.
 
@@ -178,8 +200,9 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    asked = weight, bias, eps, True, None, None
-    return normalize_roles(roles.layer, layer_norm, x, (axes,), asked, out, unknown)
+    asked = weight, bias, eps, True, None, where
+    said = policies.said(nan_policy, weights, fill=fill)
+    return normalize_roles(roles.layer, layer_norm, x, (axes,), asked, said, out, unknown)
 
 
 def group_norm(
@@ -192,6 +215,10 @@ def group_norm(
     channel: int | str = REQUIRED,
     batch: Axis = 0,
     eps: float = 1e-5,
+    where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    fill: float | str | None = None,
     out: Array | None = None,
     **unknown: Never,
 ) -> Array:
@@ -214,6 +241,8 @@ def group_norm(
         The axis of the examples; ``()`` where there is none.
     eps : float, default 1e-5
         Added to the variance.
+    where, nan_policy, weights, fill
+        Which values count and how often, and what the result holds in the place of others: as in :func:`keepnorm.normalize`.
     out : array, optional
         Where to write: of the shape and the result dtype of x. It may be x.
 
@@ -237,8 +266,9 @@ def group_norm(
     >>> kn.group_norm(np.array([[1.0, 3.0, 5.0, 9.0]]), groups=2, channel=1, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
-    asked = weight, bias, eps, True, None, None
-    return normalize_roles(roles.group, group_norm, x, (groups, channel, batch), asked, out, unknown)
+    asked = weight, bias, eps, True, None, where
+    said = policies.said(nan_policy, weights, fill=fill)
+    return normalize_roles(roles.group, group_norm, x, (groups, channel, batch), asked, said, out, unknown)
 
 
 def rms_norm(
@@ -249,6 +279,10 @@ def rms_norm(
     *,
     axes: Axis = REQUIRED,
     eps: float = 1e-5,
+    where: Array | None = None,
+    nan_policy: str = "propagate",
+    weights: Array | None = None,
+    fill: float | str | None = None,
     out: Array | None = None,
     **unknown: Never,
 ) -> Array:
@@ -266,6 +300,8 @@ def rms_norm(
         The axes to reduce: -1 for a transformer's features.
     eps : float, default 1e-5
         Added to the mean square.
+    where, nan_policy, weights, fill
+        Which values count and how often, and what the result holds in the place of others: as in :func:`keepnorm.normalize`.
     out : array, optional
         Where to write: of the shape and the result dtype of x. It may be x.
 
@@ -290,5 +326,6 @@ def rms_norm(
     array([[ 1., -1.],
            [ 1.,  1.]])
     """
-    asked = weight, bias, eps, False, None, None
-    return normalize_roles(roles.layer, rms_norm, x, (axes,), asked, out, unknown)
+    asked = weight, bias, eps, False, None, where
+    said = policies.said(nan_policy, weights, fill=fill)
+    return normalize_roles(roles.layer, rms_norm, x, (axes,), asked, said, out, unknown)

@@ -1,14 +1,88 @@
-"""Saved states, read back: what numpy, json, msgpack and zarr make of numbers, words and lists, and no nonsense."""
+"""Saved states: written to files, and read back from what numpy, json, msgpack and zarr make of numbers, words and lists."""
 
-from collections.abc import Mapping
-from math import prod
-from typing import Any
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
+from keepnorm.atomic import written
 from keepnorm.keywords import described
 
 Array = np.ndarray[Any, Any]
+R = TypeVar("R")
+
+# The version of the files that `write` makes; a file without one is of the first.
+VERSION = 1
+
+# What stands for a float that JSON has not.
+_WORDS = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
+
+
+def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write a state to .npz or .json; what was there stays until it is whole."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".npz", ".json"):
+        raise ValueError(f"path must end in .npz or .json; got {os.fspath(path)!r}")
+    state = {"version": VERSION} | dict(state)
+    with written(path) as beside:
+        if suffix == ".npz":
+            with beside.open("wb") as file:
+                arrays: dict[str, Any] = {name: np.asarray(value) for name, value in state.items() if value is not None}
+                np.savez(file, **arrays)
+        else:
+            beside.write_text(json.dumps(_spelled(state), allow_nan=False) + "\n")
+
+
+def load(path: str | os.PathLike[str], made: Callable[[Mapping[str, Any]], R]) -> R:
+    """What `made` makes of the state in a file.
+
+    Raises
+    ------
+    ValueError
+        If the file holds something else, or is of a later version.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".npz", ".json"):
+        raise ValueError(f"path must end in .npz or .json; got {os.fspath(path)!r}")
+    try:
+        if suffix == ".npz":
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                state: dict[str, Any] = dict(arrays)
+        else:
+            state = _read_words(json.loads(Path(path).read_text()))
+        version = integer(state.pop("version", 1), "version")
+        if version > VERSION:
+            raise ValueError(f"it is of version {version}, and this release reads up to {VERSION}")
+        state.setdefault("count", None)
+        state.setdefault("shape", list(np.shape(state["shift"])))
+        return made(state)
+    except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a file of moments: {error}") from error
+
+
+def _spelled(value: Any) -> Any:
+    """A state as JSON takes it: floats that it has not as words."""
+    if isinstance(value, dict):
+        return {name: _spelled(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_spelled(part) for part in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
+
+
+def _read_words(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that `_spelled` spelled; null is NaN or an infinity that an answer of `keepnorm stats` did not spell."""
+
+    def back(value: Any) -> Any:
+        if isinstance(value, list):
+            return [back(part) for part in value]
+        return _WORDS.get(value, value) if isinstance(value, str) else float("nan") if value is None else value
+
+    return {name: back(value) if name in ("shift", "delta", "m2", "sum_weights") else value for name, value in state.items()}
 
 
 def entries(state: Mapping[Any, Any], needed: set[str], optional: tuple[str, ...] = ()) -> dict[str, Any]:

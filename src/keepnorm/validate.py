@@ -202,6 +202,30 @@ def mask(where: Any, known: Call) -> Any:
     return where
 
 
+def weights(values: Any, known: Call) -> Any:
+    """Weights of values: real numbers of at least 0, of a shape that broadcasts to that of x.
+
+    Raises
+    ------
+    TypeError
+        If they are no array of the library of x, or do not hold real numbers.
+    ValueError
+        If the shape does not fit, or a weight that can be read is below 0, infinite or NaN.
+    """
+    values = _of_library(values, "weights", known)
+    result_name_of(values, "weights")
+    shape = shape_of(values, "weights")
+    if len(shape) > len(known.shape) or any(
+        n not in (1, size) for n, size in zip(reversed(shape), reversed(known.shape), strict=False)
+    ):
+        raise ValueError(f"weights must broadcast to the shape of x, {known.shape}; got shape {shape}")
+    here = read(values)
+    if here is not None and here.dtype.kind != "b" and not ((here >= 0) & (here < inf)).all():
+        wrong = here[~((here >= 0) & (here < inf))]
+        raise ValueError(f"weights must be finite and at least 0; got {wrong.ravel()[0]}")
+    return values
+
+
 def output(out: Any, known: Call) -> Any:
     """An array to write into: of the library, the shape and the result dtype of x, and writable."""
     if out is None:
@@ -261,6 +285,8 @@ def given(moments: Moments, known: Call, eps: float, center: bool) -> Moments:
         )
     if moments.ndim == len(known.axes.shape) and moments.keep != known.axes.keep:
         raise ValueError(f"moments are of keep={moments.keep}; got keep={known.axes.keep} of x with shape {known.shape}")
+    if moments.sum_weights is not None:
+        moments = moments.without_count()
     m2 = moments.m2 if type(moments.m2) is np.ndarray else read(moments.m2)
     if m2 is not None and (m2 < 0).any():
         count = 1 if moments.count is None else moments.count if isinstance(moments.count, int) else read(moments.count)

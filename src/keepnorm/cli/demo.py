@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from keepnorm.atomic import written
 from keepnorm.explain import plot
 from keepnorm.explain.explanation import explain
 from keepnorm.functional import moments
 from keepnorm.norms import batch_norm
-from keepnorm.stats.atomic import written
 
 Array = np.ndarray[Any, Any]
 

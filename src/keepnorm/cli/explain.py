@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from keepnorm.atomic import written
 from keepnorm.cli.words import read_keep, read_shape
-from keepnorm.stats.atomic import written
 
 
 def run(options: argparse.Namespace) -> None:

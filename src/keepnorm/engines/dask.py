@@ -24,6 +24,16 @@ _PARTS = {"shift": "float64", "delta": "float64", "m2": "float64", "count": "int
 
 def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     """Count, mean and variance of each kept cell: every chunk is read once, whatever is asked of the result."""
+    return _reduced(x, axes, where, False)
+
+
+def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
+    """The moments of values that count as often as their weights say."""
+    return _reduced(x, axes, weights, True)
+
+
+def _reduced(x: Array, axes: Axes, where: Array | None, weighted: bool) -> Moments:
+    """The moments of each chunk, merged; `where` is a mask, weights, or None."""
     import dask.array as da
     import numpy as np
 
@@ -33,7 +43,7 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     ones = tuple(c if a in axes.keep else (1,) * len(c) for a, c in enumerate(split.chunks))
     # The blocks of these two are Moments, not arrays; dask does not look into them.
     nothing = np.empty((0,) * len(ones))
-    states = da.map_blocks(_block_moments, split, *masks, keep=axes.keep, chunks=ones, meta=nothing)
+    states = da.map_blocks(_block_moments, split, *masks, keep=axes.keep, weighted=weighted, chunks=ones, meta=nothing)
     if axes.reduce:
         states = da.reduction(
             states,
@@ -50,11 +60,13 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     parts = [
         # The reduced axes have one block each, which arrives in as many lists.
         da.blockwise(_part, axes.keep, states, every, part=part, concatenate=False, meta=np.empty((0,) * len(axes.keep), kind))
-        for part, kind in _PARTS.items()
+        for part, kind in (_PARTS | ({"sum_weights": "float64"} if weighted else {})).items()
     ]
-    *state, count, exponent = parts
+    *state, count, exponent = parts[: len(_PARTS)]
+    weights = parts[-1] if weighted else None
     known: dict[str, Any] = {"keep": axes.keep, "ndim": len(axes.shape), "dtype": dtype}
-    return Moments(axes.count if where is None else count, *state, exponent=exponent if dtype == "float64" else None, **known)
+    known |= {"exponent": exponent if dtype == "float64" else None, "sum_weights": weights}
+    return Moments(axes.count if where is None else count, *state, **known)
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -> Array:
@@ -86,16 +98,17 @@ def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
 
 
 def normalize_vjp(
-    x: Array, request: Request, add: Callable[[Array], Array] | None = None
+    x: Array, request: Request, add: Callable[[Array], Array] | None = None, weights: Array | None = None
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the lazy function from its gradient to those of x, weight and bias."""
     y = normalize(x, request, None)
     where = None if request.where is None else _mask(request.where, x)
+    spread = None if weights is None else _mask(weights, x)
     weight, bias = (p if p is None else _as_dask(p) for p in (request.weight, request.bias))
     lazy = request._replace(weight=weight, bias=bias, where=where)
 
     def vjp(dy: Array) -> Gradients:
-        return standard.normalize_vjp(x, lazy, add)[1](_as_dask(dy))
+        return standard.normalize_vjp(x, lazy, add, spread)[1](_as_dask(dy))
 
     return y, vjp
 
@@ -182,9 +195,10 @@ def _block_normalize(
     return dispatch.engine_of(x).normalize(x, Request(axes, weight, bias, eps, center, given), None)
 
 
-def _block_moments(x: Array, where: Array | None = None, *, keep: tuple[int, ...]) -> Moments:
+def _block_moments(x: Array, where: Array | None = None, *, keep: tuple[int, ...], weighted: bool = False) -> Moments:
+    engine, axes = dispatch.engine_of(x), resolve(x.shape, keep)
     with _one_thread():
-        found: Moments = dispatch.engine_of(x).moments(x, resolve(x.shape, keep), where)
+        found: Moments = engine.weighted_moments(x, axes, where) if weighted else engine.moments(x, axes, where)
     return found
 
 

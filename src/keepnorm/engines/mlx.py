@@ -35,6 +35,12 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
 
 
 @_on_the_processor
+def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
+    """The moments of values that count as often as their weights say."""
+    return standard.weighted_moments(x, axes, weights)
+
+
+@_on_the_processor
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None) -> Array:
     """``x * scale + shift``."""
     return standard.affine(x, scale, shift, axes, out)

@@ -58,6 +58,16 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     return _handed_out(_measure(values, mask, axes, 0.0, _ranges(x, values.wide), xp), x, axes, xp)
 
 
+def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
+    """Count, mean and variance of values that count as often as their weights say."""
+    values, _, xp = _open(x, axes, None)
+    weights = _weights(weights, values.wide, axes, xp)
+    seen = weights > 0
+    state = _measure(values, seen, axes, 0.0, _ranges(x, values.wide), xp, weights)
+    whole = xp.reshape(cells.total(weights, axes.reduce, xp), axes.kept_shape)
+    return _handed_out(state, x, axes, xp).replaced(sum_weights=whole)
+
+
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:
     """``x * scale + shift``, in float64 and rounded once."""
     (wide, _), _, xp = _open(x, axes, None)
@@ -75,6 +85,20 @@ def normalize(x: Array, request: Request, out: Array | None) -> Array:
     return _close(_apply(step, values, mask, weight, bias, axes, xp), x, axes, out, xp)
 
 
+def denormalize(y: Array, request: Request) -> Array:
+    """``(y - bias) / weight * sqrt(var + eps) + mean``, in the widest dtype and rounded once."""
+    axes, weight, bias, eps, _, moments, _ = request
+    values, _, xp = _open(y, axes, None)
+    wide = values.wide if values.low is None else values.wide + values.low
+    assert moments is not None
+    if bias is not None:
+        wide = wide - _parameter(bias, wide, axes, xp)
+    if weight is not None:
+        wide = wide / _parameter(weight, wide, axes, xp)
+    root, shift, delta = (_own(part, wide, axes, xp) for part in (moments.root(eps), moments.shift, moments.delta))
+    return _close(wide * root + delta + shift, y, axes, None, xp)
+
+
 def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that it was normalised with."""
     axes, weight, bias, eps, *_ = request
@@ -85,23 +109,32 @@ def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
 
 
 def normalize_vjp(
-    x: Array, request: Request, add: Callable[[Array], Array] | None = None
+    x: Array, request: Request, add: Callable[[Array], Array] | None = None, weights: Array | None = None
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and a function from its gradient to those of x, weight and bias.
 
     With `add`, x is a part of what the given moments are of: the gradient flows through them, and `add` takes the sums of
-    g and of g * hat of each cell, of shape ``(2, *kept shape)``, to those of all parts.
+    g and of g * hat of each cell, of shape ``(2, *kept shape)``, to those of all parts. With `weights`, the given moments are
+    those of x with these weights.
     """
     axes, weight, bias, _, center, moments, where = request
     values, mask, xp = _open(x, axes, where)
     wide = values.wide
     step = _step(x, values, mask, request, xp)
     y = _close(_apply(step, values, mask, weight, bias, axes, xp), x, axes, None, xp)
+    count: Any = None
     bad = cells.left_out(wide, mask, xp)
+    if weights is not None:
+        weights = _weights(weights, wide, axes, xp)
+        count = cells.total(weights, axes.reduce, xp)
+        bad = cells.left_out(wide, weights > 0, xp)
+    elif moments is None:
+        count = cells.number(mask, axes, xp)
+    elif add:
+        count = _own(moments.count, wide, axes, xp)
     hat = _hat(step, _without(values, bad, xp), xp)
     if bad is not None:
         hat = xp.where(bad, xp.zeros_like(hat), hat)
-    count = cells.number(mask, axes, xp) if moments is None else _own(moments.count, wide, axes, xp) if add else None
 
     def sums_of(g: Array) -> tuple[Array, Array]:
         plain = g if bad is None else xp.where(bad, xp.zeros_like(g), g)
@@ -127,6 +160,8 @@ def normalize_vjp(
             share = hat * second
             if center:
                 share = share + first
+            if weights is not None:
+                share = share * weights
             dx = dx - (share if mask is None else xp.where(mask, share, xp.zeros_like(share)))
         dx = dx * step.rstd
         return Gradients(_close(dx if step.unit is None else dx * step.unit, x, axes, None, xp), dweight, dbias)
@@ -167,6 +202,12 @@ def _close(y: Array, x: Array, axes: Axes, out: Array | None, xp: Any) -> Array:
     return out
 
 
+def _weights(weights: Array, wide: Array, axes: Axes, xp: Any) -> Array:
+    """Weights in the widest dtype and in `axes.shape`, without a history: they are the caller's."""
+    whole = xp.broadcast_to(_converted(weights, wide, xp), axes.source)
+    return cells.constant(_shaped(whole, axes.shape, xp))
+
+
 def _shaped(x: Array, shape: tuple[int, ...], xp: Any) -> Array:
     return x if tuple(x.shape) == shape else xp.reshape(x, shape)
 
@@ -189,9 +230,16 @@ def _ranges(x: Array, wide: Array) -> bool:
     return dtype_name(x.dtype) == "float64" or dtype_name(wide.dtype) == "float32"
 
 
-def _measure(values: _Values, mask: Array | None, axes: Axes, eps: float, ranges: bool, xp: Any) -> _State:
+def _measure(
+    values: _Values, mask: Array | None, axes: Axes, eps: float, ranges: bool, xp: Any, weights: Array | None = None
+) -> _State:
     """Two passes about a member of each cell: exact for a constant, and no digits lost to an offset."""
     count = cells.number(mask, axes, xp)
+    divisor = count if weights is None else cells.total(weights, axes.reduce, xp)
+
+    def total(parts: Array) -> Array:
+        return cells.total(parts if weights is None else weights * parts, axes.reduce, xp)
+
     wide, low = values
     least, most = cells.extremes(wide, mask, axes, xp)
     unit = None
@@ -206,14 +254,14 @@ def _measure(values: _Values, mask: Array | None, axes: Axes, eps: float, ranges
     if mask is not None:
         wide, low = xp.where(mask, wide, shift), low if low is None else xp.where(mask, low, xp.zeros_like(low))
     off = _less(_Values(wide, low), shift)
-    delta = cells.divide(cells.total(off, axes.reduce, xp), count, xp)
+    delta = cells.divide(total(off), divisor, xp)
     # The second pass finds what rounding left out of the first mean; an infinite mean stays, and has no variance.
     sound = xp.isfinite(delta)
     rest = off - xp.where(sound, delta, xp.zeros_like(delta))
     if mask is not None:
         rest = xp.where(mask, rest, xp.zeros_like(rest))
-    left = xp.where(sound, cells.divide(cells.total(rest, axes.reduce, xp), count, xp), xp.zeros_like(delta))
-    m2 = cells.total(rest * rest, axes.reduce, xp) - left * left * cells.real(count, left, xp)
+    left = xp.where(sound, cells.divide(total(rest), divisor, xp), xp.zeros_like(delta))
+    m2 = total(rest * rest) - left * left * cells.real(divisor, left, xp)
     m2 = xp.where(sound, xp.where(m2 < 0, xp.zeros_like(m2), m2), xp.full_like(m2, xp.nan))
     # The mean itself becomes the shift, so that what the rounding of a mean in x's own precision loses stays in delta.
     mean = cells.constant(shift + delta)

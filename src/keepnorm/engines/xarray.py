@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from keepnorm.axes import Axes, refuse_order
+from keepnorm.fitting import in_order
 from keepnorm.gradients import Gradients
 from keepnorm.labels import CellLabels, Coordinate
-from keepnorm.moments import Moments, in_order
+from keepnorm.moments import Moments
 from keepnorm.roles import general
 
 Array = Any
@@ -58,12 +59,12 @@ class Labels:
         self._same_coordinates(value)
         return value.transpose(*self.affine_dims).data
 
-    def mask(self, where: Any) -> Any:
-        """A mask without labels, with a 1 for each dimension that it does not have."""
+    def mask(self, where: Any, name: str = "where") -> Any:
+        """A mask or weights without labels, with a 1 for each dimension that they do not have."""
         if not _is_labelled(where):
             return where
         if not set(where.dims) <= set(self.x.dims):
-            raise ValueError(f"where must have dimensions of x, {self.x.dims}; got {where.dims}")
+            raise ValueError(f"{name} must have dimensions of x, {self.x.dims}; got {where.dims}")
         self._same_coordinates(where)
         present = [d for d in self.x.dims if d in where.dims]
         shape = tuple(where.sizes[d] if d in where.dims else 1 for d in self.x.dims)

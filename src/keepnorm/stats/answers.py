@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from keepnorm.atomic import written
 from keepnorm.moments import Moments
 from keepnorm.stats.accumulate import Run, Slab
-from keepnorm.stats.atomic import written
 from keepnorm.stats.summary import Summary
 
 NUMBERS = ("mean", "var", "std")

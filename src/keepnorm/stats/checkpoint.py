@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keepnorm.atomic import written
 from keepnorm.moments import Moments
 from keepnorm.stats.accumulate import Leaf, Run, State, Tree
-from keepnorm.stats.atomic import written
 
 
 def fingerprint(run: Run) -> dict[str, Any]:

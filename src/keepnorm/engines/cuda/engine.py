@@ -12,6 +12,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from keepnorm.axes import Axes
+from keepnorm.engines import standard
 from keepnorm.engines.cuda.memory import Operand, operand
 from keepnorm.engines.cuda.session import State, finish, opened, outputs, parameters, readable, state_from, to_cells
 from keepnorm.engines.cuda.walk import Device, Walk, launch, spread, walk
@@ -35,6 +36,11 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
             return _no_data(device, x, axes)
         state, steps = _measure(device, x, axes, where)
         return _to_moments(state, steps, axes, dtype_name(x.dtype), where is not None)
+
+
+def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
+    """The moments of values that count as often as their weights say, by the library's own operations."""
+    return standard.weighted_moments(x, axes, weights)
 
 
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: Array | None = None) -> Array:

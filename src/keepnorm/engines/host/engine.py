@@ -90,6 +90,17 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     return _sums(magnitude.scaled(x, axes, exponent), axes, where).back(exponent.reshape(axes.kept_shape))
 
 
+@_or_standard
+def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
+    """The moments of values that count as often as their weights say."""
+    weights = np.asarray(weights, np.float64)
+    found = masked.weighted_moments(x, axes, weights)
+    exponent = _unusual(x, axes, weights != 0, found.shift, found.m2, 0.0, True)
+    if exponent is None:
+        return found
+    return masked.weighted_moments(magnitude.scaled(x, axes, exponent), axes, weights).back(exponent.reshape(axes.kept_shape))
+
+
 def _unusual(x: Array, axes: Axes, where: Array | None, shift: Array, m2: Array, eps: float, center: bool) -> Array | None:
     """The exponents of cells whose states have not held what the result needs; None if all have."""
     return None if magnitude.holds(x, shift, m2, eps, center) else magnitude.exponents_of(x, axes, where, eps)

@@ -34,6 +34,17 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     return seen
 
 
+def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
+    """The moments of values that count as often as their weights say."""
+    _register()
+    if not is_concrete(x, weights):
+        found: Moments = pure().weighted_moments(x, axes, weights)
+        return found
+    seen: Moments = dispatch.load("host").weighted_moments(np.asarray(x), axes, np.asarray(weights))
+    seen.export = export
+    return seen
+
+
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -> Array:
     """``x * scale + shift``."""
     if not is_concrete(x, scale, shift):
@@ -165,15 +176,15 @@ def _register() -> None:
     def flatten(m: Moments) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         fixed = m.count is None or isinstance(m.count, int)
         # A leaf that is None is none.
-        leaves = (m.shift, m.delta, m.m2, m.exponent) if fixed else (m.shift, m.delta, m.m2, m.exponent, m.count)
+        leaves = (m.shift, m.delta, m.m2, m.exponent, m.sum_weights, *(() if fixed else (m.count,)))
         return leaves, (m.count if fixed else ..., m.keep, m.ndim, m.dtype)
 
     def unflatten(rest: tuple[Any, ...], leaves: tuple[Any, ...]) -> Moments:
         count, keep, ndim, dtype = rest
-        shift, delta, m2, exponent, *counts = leaves
+        shift, delta, m2, exponent, weights, *counts = leaves
         # `export` is for the float64 state on NumPy; leaves that come out of a transform are JAX arrays.
         made = export if isinstance(shift, np.ndarray) else None
-        known = {"keep": keep, "ndim": ndim, "dtype": dtype, "export": made, "exponent": exponent}
+        known = {"keep": keep, "ndim": ndim, "dtype": dtype, "export": made, "exponent": exponent, "sum_weights": weights}
         return Moments(counts[0] if counts else count, shift, delta, m2, **known)
 
     jax.tree_util.register_pytree_node(Moments, flatten, unflatten)

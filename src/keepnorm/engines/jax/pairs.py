@@ -142,7 +142,7 @@ def as_pair(count: Any) -> tuple[Any, Any]:
 
 def over(total: Pair, count: Any) -> Pair:
     """A pair divided by a count, NaN where that is 0."""
-    divisor = as_pair(count)
+    divisor = (count, jnp.zeros_like(count)) if "float" in str(getattr(count, "dtype", "")) else as_pair(count)
     high = total[0] / divisor[0]
     rest = plus(total, minus(times((high, jnp.zeros_like(high)), divisor)))
     return settled(high, rest[0] / divisor[0])

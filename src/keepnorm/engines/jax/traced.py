@@ -40,6 +40,26 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     return _handed_out(*_measured(high, low, mask, axes, 0.0, True), x, axes, mask)
 
 
+def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
+    """The moments of values that count as often as their weights say."""
+    high, low, _ = _open(x, axes, None)
+    weights = _weights(weights, axes)
+    seen = weights > 0
+    measured = _measured(high, low, seen, axes, 0.0, True, weights)
+    total = cells.total(weights, axes.reduce, jnp)
+    found = _handed_out(*measured, x, axes, seen)
+    unit, var = measured[0], measured[3]
+    m2 = pairs.times(var, (total, jnp.zeros_like(total)))[0]
+    known = {"m2": jnp.reshape(m2, axes.kept_shape), "exponent": jnp.reshape(powers.exponent_of(unit, jnp), axes.kept_shape)}
+    return found.replaced(sum_weights=jnp.reshape(total, axes.kept_shape), **known)
+
+
+def _weights(weights: Array, axes: Axes) -> Array:
+    """Weights in float32 and in `axes.shape`."""
+    whole = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), axes.source)
+    return cells.constant(jnp.reshape(whole, axes.shape))
+
+
 def affine(x: Array, scale: Array, shift: Array | None, axes: Axes, out: None) -> Array:
     """``x * scale + shift``."""
     high, low, _ = _open(x, axes, None)
@@ -67,7 +87,7 @@ def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
 
 
 def normalize_vjp(
-    x: Array, request: Request, add: Callable[[Array], Array] | None = None
+    x: Array, request: Request, add: Callable[[Array], Array] | None = None, weights: Array | None = None
 ) -> tuple[Array, Callable[[Array], Gradients]]:
     """The normalised array, and the function from its gradient to those of x, weight and bias.
 
@@ -85,6 +105,11 @@ def normalize_vjp(
     inner = high if bad is None else jnp.where(bad, 0, high)
     hat = pairs.but(bad, _hat(inner, low, step))
     count = cells.number(mask, axes, jnp) if moments is None else _count(moments, axes) if add else None
+    if weights is not None:
+        weights = _weights(weights, axes)
+        bad = cells.left_out(high, weights > 0, jnp)
+        hat = pairs.but(bad, _hat(high if bad is None else jnp.where(bad, 0, high), low, step))
+        count = cells.total(weights, axes.reduce, jnp)
     others = tuple(a for a in range(len(axes.shape)) if a not in axes.affine)
 
     def vjp(dy: Array) -> Gradients:
@@ -100,6 +125,8 @@ def normalize_vjp(
             share = pairs.times(hat, pairs.over(second, count))
             if center:
                 share = pairs.plus(share, pairs.over(first, count))
+            if weights is not None:
+                share = pairs.times(share, (weights, jnp.zeros_like(weights)))
             dx = pairs.plus(dx, pairs.minus(share if mask is None else pairs.but(~mask, share)))
         dx = pairs.times(dx, step.rstd)[0] * step.unit
         return Gradients(_close(dx, x, axes), _narrow(dweight[0], weight), _narrow(dbias[0], bias))
@@ -135,7 +162,13 @@ def _narrow(gradient: Array, like: Array | None) -> Array | None:
 
 
 def _measured(
-    high: Array, low: Array | None, mask: Array | None, axes: Axes, eps: float, center: bool
+    high: Array,
+    low: Array | None,
+    mask: Array | None,
+    axes: Axes,
+    eps: float,
+    center: bool,
+    weights: Array | None = None,
 ) -> tuple[Array, Array | None, Pair, Pair]:
     """unit, rough, delta and the variance of each cell of ``x * unit``, whose mean is rough + delta."""
     least, most = cells.extremes(high, mask, axes, jnp)
@@ -150,9 +183,11 @@ def _measured(
     if center:
         first = cells.member(least * unit, jnp)
         off = cells.constant(high if mask is None else jnp.where(mask, high, first)) - first
+        if weights is not None:
+            count, off = cells.total(weights, axes.reduce, jnp), off * weights
         rough = first + cells.divide(cells.total(off, axes.reduce, jnp), count, jnp)
         rough = jnp.where(jnp.isfinite(rough), rough, first)
-    return unit, rough, *_measure((axes.reduce,), high, low, mask, rough, count)
+    return unit, rough, *_measure((axes.reduce,), high, low, mask if weights is None else weights, rough, count)
 
 
 def _handed_out(unit: Array, rough: Any, delta: Pair, var: Pair, x: Array, axes: Axes, mask: Array | None) -> Moments:
@@ -225,10 +260,10 @@ def _plain_measure(
     (over,) = static
 
     def mean(values: Array) -> Array:
-        seen = values if mask is None else jnp.where(mask, values, 0)
+        seen = values if mask is None else jnp.where(mask > 0, values, 0) * mask
         return cells.divide(cells.total(seen, over, jnp), count, jnp)
 
-    off = high if mask is None else jnp.where(mask, high, 0)
+    off = high if mask is None else jnp.where(mask > 0, high, 0)
     if rough is None:
         square = mean(off * off)
         return (jnp.zeros_like(square),) * 2, (square, jnp.zeros_like(square))
@@ -245,12 +280,16 @@ def _measure(
     """The mean less `rough` and the variance; without `rough` 0 and the mean square."""
     (over,) = static
     off = _off(high, low, rough)
-    off = off if mask is None else pairs.but(~mask, off)
+    off = off if mask is None else pairs.but(mask == 0, off)
     if rough is None:
         (squares,) = pairs.totals(over, (pairs.times(off, off),))
         square = pairs.over(squares, count)
         return (jnp.zeros_like(square[0]),) * 2, square
-    values, squares = pairs.totals(over, (off, pairs.times(off, off)))
+    squares = pairs.times(off, off)
+    if mask is not None and mask.dtype != bool:  # weights
+        squares = pairs.times(squares, (mask, jnp.zeros_like(mask)))
+        off = pairs.times(off, (mask, jnp.zeros_like(mask)))
+    values, squares = pairs.totals(over, (off, squares))
     delta = pairs.over(values, count)
     high, low = pairs.over(pairs.plus(squares, pairs.minus(pairs.times(values, delta))), count)
     # An infinite mean has no variance; a rounding below 0 is none.

@@ -45,6 +45,14 @@ def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
     return tensor_moments(kernels.moments(raw(x), axes, raw(where)))
 
 
+def weighted_moments(x: Tensor, axes: Axes, weights: Tensor) -> Moments:
+    """The moments of values that count as often as their weights say, differentiable where x is."""
+    kernels = kernels_of(x, weights)
+    if kernels is None or needs_gradient(x):
+        return with_count(standard.weighted_moments(x, axes, weights))
+    return tensor_moments(kernels.weighted_moments(raw(x), axes, raw(weights)))
+
+
 def affine(x: Tensor, scale: Tensor, shift: Tensor | None, axes: Axes, out: Tensor | None) -> Tensor:
     """``x * scale + shift``."""
     differentiates = needs_gradient(x, scale, shift)

@@ -15,6 +15,7 @@ from keepnorm.engines.backends import has_cuda_kernels
 from keepnorm.engines.host.pool import empty_like
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
+from keepnorm.reshaping import with_each
 from keepnorm.tuning import POOLED
 
 Tensor = Any
@@ -166,10 +167,8 @@ def tensor_moments(seen: Moments) -> Moments:
 
 def _converted(state: Moments, convert: Callable[[Any], Any]) -> Moments:
     """The same moments with every array of their state converted."""
-    count = state.count if state.count is None or isinstance(state.count, int) else convert(state.count)
-    exponent = None if state.exponent is None else convert(state.exponent)
-    whole = with_state(state, convert(state.shift), convert(state.delta), convert(state.m2), count)
-    return whole.replaced(exponent=exponent)
+    converted: Moments = with_each(state, convert).replaced(export=None)
+    return converted
 
 
 def with_state(like: Moments, shift: Any, delta: Any, m2: Any, count: Any) -> Moments:

@@ -1,10 +1,11 @@
-"""Moments of the values where a mask is true; the mask takes the place of y in the plan.
+"""Moments of the values where a mask is true, or of weighted values; mask or weights take the place of y in the plan.
 
 Both families are here, since masked values are counted one by one: each lane has its own count and its own shift,
-the first value that the mask lets through.
+the first value that the mask lets through. A weight counts its value as often as it says; one of 0 is a mask.
 """
 
 import numpy as np
+from numba import types
 
 from keepnorm.kernels.columns import (
     BASE_X,
@@ -41,20 +42,31 @@ from keepnorm.kernels.cpu.scalars import (
 )
 from keepnorm.kernels.cpu.scratch import allocate, have, release
 from keepnorm.kernels.cpu.shift import anchor, is_outlier, next_shift
-from keepnorm.kernels.jit.compile import exact, helper
+from keepnorm.kernels.jit.compile import exact, helper, variant
+
+
+def often(mark, value):
+    """A value as often as its mark says: once, or as its weight says."""
+
+
+@variant(often)
+def _often(mark, value):
+    if mark is types.float64:
+        return lambda mark, value: mark * value if mark != 0.0 else 0.0
+    return lambda mark, value: value if mark else 0.0
 
 
 @helper
 def masked_sums(x, mask, shift):
-    """Count the values that the mask lets through, and sum x - K and (x - K)^2."""
+    """Count the values that the mask lets through, and sum x - K and (x - K)^2, each as often as its weight says."""
     n = 0.0
     s = 0.0
     q = 0.0
     for i in range(x.size):
         d = difference(x[i], shift) if mask[i] else 0.0
-        n += 1.0 if mask[i] else 0.0
-        s += d
-        q += d * d
+        n += often(mask[i], 1.0)
+        s += often(mask[i], d)
+        q += often(mask[i], d * d)
     return n, s, q
 
 
@@ -62,13 +74,14 @@ def masked_sums(x, mask, shift):
 def add_strided(x, x0, x_step, mask, m0, m_step, lanes, state, first):
     """Add `lanes` values, each to its own lane of (n, K, s, q); on the second sweep K is known."""
     for i in range(lanes):
-        if mask[m0 + i * m_step]:
+        mark = mask[m0 + i * m_step]
+        if mark:
             if first and state[N, i] == 0.0:
                 state[K, i] = anchor(x[x0 + i * x_step])
             d = difference(x[x0 + i * x_step], state[K, i])
-            state[N, i] += 1.0
-            state[DELTA, i] += d
-            state[M2, i] += d * d
+            state[N, i] += often(mark, 1.0)
+            state[DELTA, i] += often(mark, d)
+            state[M2, i] += often(mark, d * d)
 
 
 @helper
