@@ -157,6 +157,8 @@ def backends(session: nox.Session) -> None:
         "explain_call",
         "benchmarks",
         "repository",
+        "gaps",
+        "statistics",
     )
     pytest(session, *(f"tests/test_{name}.py" for name in names), "tests/test_repeated.py::test_tensors_are_served_too")
 

@@ -1,6 +1,6 @@
 """Moments: what people use of the state of every kept cell. (Its lines are mostly what its methods say of themselves.)
 
-Their parts are in state.py; here is what people use of them.
+Its parts are in state.py.
 """
 
 import os
