@@ -136,7 +136,7 @@ def nightly(session: nox.Session, peer: str) -> None:
 def training(session: nox.Session) -> None:
     """Training steps, converted networks and layers, PyTorch, Keras and Flax side by side in one environment."""
     install(session, "test", "training", extras="demo")
-    names = ("dialects", "porting", "renorm", "batchnorm", "layers_torch")
+    names = ("dialects", "porting", "renorm", "batchnorm", "layers_torch", "explain_call")
     files = (*(f"tests/test_{name}.py" for name in names), "tests/test_repository.py::test_the_examples_of_docstrings_run")
     pytest(session, "conformance/test_training.py", *files, KERAS_BACKEND="jax")
 

@@ -151,6 +151,87 @@ def test_pytorch_agrees_with_what_is_said_of_it():
             eval(call, scope)(torch.zeros(shape))
 
 
+def test_keras_agrees_with_what_is_said_of_it():
+    keras = pytest.importorskip("keras")
+    read = [call for call in READ if re.match(r"keras\.layers\.(Batch|Layer|Group)", call)]
+    for call in ("keras.layers.BatchNormalization(axis=1)", *read):
+        layer = eval(call, {"keras": keras})
+        shape = NCHW if "axis=1)" in call else READ[call][0]
+        agrees(call, shape, lambda x, layer=layer: keras.ops.convert_to_numpy(layer(x, **training(layer))), 1e-3)
+    with pytest.raises(TypeError):
+        keras.layers.BatchNormalization(axis=[1, 2, 3])  # "Keras 3 takes one axis only"
+
+
+def training(layer):
+    return {"training": True} if type(layer).__name__ == "BatchNormalization" else {}
+
+
+def test_flax_agrees_with_what_is_said_of_it():
+    pytest.importorskip("flax")
+    import flax.linen
+    import jax
+
+    key = jax.random.key(0)
+    for call in (
+        "flax.linen.BatchNorm(use_running_average=False)",
+        "flax.linen.BatchNorm(False, 1)",
+        "flax.linen.BatchNorm(use_running_average=False, axis=(1, 2, 3))",
+        "flax.linen.LayerNorm()",
+        "flax.linen.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=-1)",
+        "flax.linen.GroupNorm(4)",
+        "flax.linen.GroupNorm()",
+        "flax.linen.InstanceNorm()",
+    ):
+        layer = eval(call, {"flax": flax})
+        agrees(call, NHWC, lambda x, layer=layer: layer.init_with_output(key, x)[0], 1e-5)
+
+
+def test_numpy_and_onnx_agree_with_what_is_said_of_them():
+    x = np.random.default_rng(0).normal(3, 2, (4, 3, 5, 6))
+    for call in ("x.mean(axis=0)", "x.mean((0, -1))", "x.mean()", "np.mean(x, -1)", "np.var(x, axis=(0, 2, 3))"):
+        theirs = eval(call, {"np": np, "x": x})
+        assert theirs.shape == kn.explain_call(call, x).axes.kept_shape
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    helper = onnx.helper
+    for axis in (1, 2, 3, -2):
+        call = f'helper.make_node("LayerNormalization", ["X", "S"], ["Y"], axis={axis}, epsilon=1e-5)'
+        e = kn.explain_call(call, x)
+        value = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in "XSY"]
+        graph = helper.make_graph([eval(call, {"helper": helper})], "one", value[:2], value[2:])
+        model = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+        theirs = model.run(None, {"X": x, "S": np.ones(e.axes.affine_shape)})[0]
+        np.testing.assert_allclose(theirs, kn.normalize(x, e.kept), atol=1e-5)
+
+
+def agrees(call, shape, layer, eps):
+    """A layer of ones and zeros gives what normalize does with the axes that were read."""
+    x = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
+    axes = kn.explain_call(call, shape).axes
+    ours = kn.normalize(x.reshape(axes.shape), axes.keep, eps=eps).reshape(shape)
+    np.testing.assert_allclose(np.asarray(layer(x)), ours, atol=2e-4, err_msg=call)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (3,), (0,), (1, 1), (0, 3), (4, 0, 5), (2, 3, 4), (2, 64, 0, 1), (3, 4, 5, 6), (2, 2, 2, 2, 2, 2)]
+)
+def test_any_shape_has_an_answer_or_an_error_of_its_own(shape):
+    for call in (
+        *READ,
+        "nn.GroupNorm(2, 4)",
+        "layers.GroupNormalization(-1)",
+        "np.mean(x, ())",
+        "BatchNormalization(axis=[])",
+    ):
+        try:
+            text = str(kn.explain_call(call, shape))
+        except ValueError as error:
+            text = str(error)
+            assert text.startswith("call "), text
+        assert text
+
+
 def test_nothing_is_executed(tmp_path):
     path = tmp_path / "made"
     for call in (

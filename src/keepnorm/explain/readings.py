@@ -150,7 +150,7 @@ def _reduced(
     notes = [f"{_names(word, title, axes, 'reduced')} Kept: {_listed(kept)}."]
     if value is None:
         notes = [f"{title} without {word}= reduces everything: one number for the whole array."]
-    elif kept and weights != "kept":
+    elif axes and kept and weights != "kept":
         notes.append(
             f"If you meant to keep {'axis' if len(axes) == 1 else 'axes'} {_listed(axes)}, as axis= of Keras's "
             f"BatchNormalization would, say {word}={kept[0] if len(kept) == 1 else kept}."
@@ -262,7 +262,7 @@ def _groups(
     if isinstance(groups, bool) or not isinstance(groups, int) or groups == 0:
         raise CallError(f"must give {name} as a whole number")
     groups = size if groups == -1 else groups
-    if axis == 0 or groups < 0 or size % groups:
+    if axis == 0 or groups <= 0 or size % groups:
         raise CallError(f"splits axis {axis} of size {size} into {groups} groups, which does not go")
     split = f"{title} splits axis {axis}, the channels, into {groups} groups of {size // groups}"
     notes = [f"{split}: the example and the group are kept, weight and bias live on the channels."]
