@@ -333,3 +333,53 @@ def test_denormalize_of_float64_gives_the_data_back_and_names_what_it_cannot_und
         kn.denormalize(y, (0, 1), np.zeros(5), affine=2, moments=m)
     with pytest.raises(TypeError, match="moments= is missing"):
         kn.denormalize(y, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", ["runs", "lanes", "few lanes", "wide", "strided", "scalar"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
+def test_gaps_masks_and_weights_are_one_answer_in_every_layout(dtype, layout, share):
+    """The kernel that asks each value, the one with a mask, with a mask of a row or a column, and with weights of 0 and 1."""
+    import ml_dtypes
+
+    rng = np.random.default_rng(12)
+    shape, keep = {
+        "runs": ((3, 700), 0),
+        "lanes": ((700, 37), 1),
+        "few lanes": ((701, 3), 1),
+        "wide": ((40, 3, 1100), (1, 2)),
+        "strided": ((90, 7, 24), 1),
+        "scalar": ((500,), ()),
+    }[layout]
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    offsets = rng.uniform(-1000, 1000, [n if a in oracle.kept_axes(keep, len(shape)) else 1 for a, n in enumerate(shape)])
+    x = (rng.standard_normal(shape) + offsets).astype(kind)
+    mask = rng.random(shape) >= share
+    mask[: shape[0] // 2] &= rng.random(shape[1:]) > 0.3  # lanes whose first values are missing
+    if layout == "strided":
+        x, mask = x[:, :, ::3], mask[:, :, ::3]
+    gaps = np.where(mask, x, np.nan).astype(kind)
+    exact = oracle.moments(x, keep, mask)
+    result = "float64" if dtype == "float64" else "float32"
+    found = kn.moments(gaps, keep, nan_policy="omit")
+    for m in (found, kn.moments(gaps, keep, where=mask), kn.moments(x, keep, weights=mask.astype("f4"))):
+        assert_moments(m, exact, result, layout)
+        np.testing.assert_array_equal(np.broadcast_to(m.count, m.shape).ravel(), exact.count.ravel())
+    for axis in range(x.ndim):
+        part = mask[tuple(slice(None) if a == axis else slice(1) for a in range(x.ndim))]
+        assert_moments(
+            kn.moments(x, keep, where=part), oracle.moments(x, keep, part), result, f"{layout}, mask of axis {axis}"
+        )
+        m = kn.moments(x, keep, weights=part * np.float32(0.5))
+        assert_moments(m, oracle.moments(x, keep, part), result, f"{layout}, weights of axis {axis}")
+
+
+def test_infinities_and_huge_values_beside_gaps():
+    x = np.array([[np.inf, 1e160, np.nan], [1.0, np.nan, -np.nan], [np.nan, 3e160, np.nan]])
+    m = kn.moments(x, 1, nan_policy="omit")
+    np.testing.assert_array_equal(m.count, [2, 2, 0])
+    np.testing.assert_array_equal(np.isinf(m.mean), [True, False, False])
+    assert m.std[1] == pytest.approx(1e160, rel=1e-15)
+    assert np.isnan(m.mean[2])
+    swapped = x.astype(">f8")
+    assert kn.moments(swapped, 1, nan_policy="omit") == m

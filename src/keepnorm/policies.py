@@ -71,6 +71,9 @@ def _choice(word: Any, name: str, choices: tuple[str, ...]) -> None:
 
 def moments(x: Array, known: Call, where: Array | None, policies: Policies) -> Moments:
     """The moments of x, of the values that a mask and the policy let in, with their weights."""
+    if _omits_alone(x, where, policies):
+        omitted: Moments = known.engine.omitting_moments(x, known.axes)
+        return omitted
     where = _seen(x, where, policies.nan_policy, known)
     if policies.weights is None:
         found: Moments = known.engine.moments(x, known.axes, where)
@@ -130,7 +133,10 @@ def _request(
         raise ValueError("weights= are those of x's own moments: leave out moments= or weights=")
     if policies.constant != "bias" and center is False:
         raise ValueError(f"constant={policies.constant!r} is about the variance: it needs center=True")
-    where = _seen(x, where, policies.nan_policy, known)
+    if given is None and known.name == "host" and not (differentiates or known.empty) and _omits_alone(x, where, policies):
+        given = known.engine.omitting_moments(x, known.axes)
+    else:
+        where = _seen(x, where, policies.nan_policy, known)
     weights = None if policies.weights is None else _weights(policies.weights, where, known)
     # The values of a constant cell are 0 about its own mean, whatever divides them.
     by_cell = policies.constant in ("nan", "error") or (policies.constant == "center" and given is not None)
@@ -150,6 +156,12 @@ def _request(
     if by_cell:
         given = _with_constants(given, validate.epsilon(eps), policies.constant)
     return validate.request(known, (weight, bias, eps, center, given, None)), weights
+
+
+def _omits_alone(x: Array, where: Array | None, policies: Policies) -> bool:
+    """Whether NaN is all that is left out, of values that may be one."""
+    plain = where is None and policies.weights is None and policies.nan_policy == "omit"
+    return plain and dispatch.dtype_name(x.dtype) in FLOATING
 
 
 def _widest(x: Array, xp: Any) -> Any:

@@ -55,6 +55,9 @@ class Engine(Protocol):
     def moments(self, x: Array, axes: Axes, where: Array | None) -> Moments:
         """Count, mean and variance of each kept cell, of the values where the mask is true."""
 
+    def omitting_moments(self, x: Array, axes: Axes) -> Moments:
+        """The same of the values that are no NaN; x holds floats."""
+
     def weighted_moments(self, x: Array, axes: Axes, weights: Array) -> Moments:
         """The same of values that count as often as their weights say; the weights broadcast to x."""
 

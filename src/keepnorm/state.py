@@ -107,7 +107,8 @@ class State:
         mean = self.shift + self.delta
         changed = exponent != 0
         shift = xp.where(changed, mean, self.shift)
-        delta = xp.where(changed, (self.shift - mean) + self.delta, self.delta)
+        with np.errstate(invalid="ignore"):  # of an infinite mean
+            delta = xp.where(changed, (self.shift - mean) + self.delta, self.delta)
         return self.replaced(shift=times_power(shift, exponent), delta=times_power(delta, exponent), exponent=exponent)
 
     def spread_over(self, divisor: Any) -> Array:

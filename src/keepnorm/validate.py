@@ -220,7 +220,7 @@ def weights(values: Any, known: Call) -> Any:
     ):
         raise ValueError(f"weights must broadcast to the shape of x, {known.shape}; got shape {shape}")
     here = read(values)
-    if here is not None and here.dtype.kind != "b" and not ((here >= 0) & (here < inf)).all():
+    if here is not None and here.size and here.dtype.kind != "b" and not (here.min() >= 0 and here.max() < inf):
         wrong = here[~((here >= 0) & (here < inf))]
         raise ValueError(f"weights must be finite and at least 0; got {wrong.ravel()[0]}")
     return values

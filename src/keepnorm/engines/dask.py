@@ -27,6 +27,11 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     return _reduced(x, axes, where, False)
 
 
+def omitting_moments(x: Array, axes: Axes) -> Moments:
+    """The moments of the values that are no NaN."""
+    return moments(x, axes, x == x)
+
+
 def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
     """The moments of values that count as often as their weights say."""
     return _reduced(x, axes, weights, True)

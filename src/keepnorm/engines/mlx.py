@@ -35,6 +35,12 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
 
 
 @_on_the_processor
+def omitting_moments(x: Array, axes: Axes) -> Moments:
+    """The moments of the values that are no NaN."""
+    return standard.omitting_moments(x, axes)
+
+
+@_on_the_processor
 def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
     """The moments of values that count as often as their weights say."""
     return standard.weighted_moments(x, axes, weights)

@@ -58,6 +58,11 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     return _handed_out(_measure(values, mask, axes, 0.0, _ranges(x, values.wide), xp), x, axes, xp)
 
 
+def omitting_moments(x: Array, axes: Axes) -> Moments:
+    """The moments of the values that are no NaN."""
+    return moments(x, axes, x == x)
+
+
 def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
     """Count, mean and variance of values that count as often as their weights say."""
     values, _, xp = _open(x, axes, None)

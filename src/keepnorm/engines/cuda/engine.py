@@ -38,6 +38,11 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
         return _to_moments(state, steps, axes, dtype_name(x.dtype), where is not None)
 
 
+def omitting_moments(x: Array, axes: Axes) -> Moments:
+    """The moments of the values that are no NaN."""
+    return moments(x, axes, x == x)
+
+
 def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
     """The moments of values that count as often as their weights say, by the library's own operations."""
     return standard.weighted_moments(x, axes, weights)

@@ -90,6 +90,17 @@ def moments(x: Array, axes: Axes, where: Array | None = None) -> Moments:
     return _sums(magnitude.scaled(x, axes, exponent), axes, where).back(exponent.reshape(axes.kept_shape))
 
 
+def omitting_moments(x: Array, axes: Axes) -> Moments:
+    """The moments of the values that are no NaN, without a mask in memory."""
+    try:
+        found = masked.omitting(x, axes)
+        if magnitude.holds(x, found.shift, found.m2, 0.0, True):
+            return found
+    except BusyError:
+        pass
+    return moments(x, axes, x == x)
+
+
 @_or_standard
 def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
     """The moments of values that count as often as their weights say."""

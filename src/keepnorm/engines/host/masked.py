@@ -25,6 +25,16 @@ def moments(x: Array, axes: Axes, where: Array) -> Moments:
     return _as_moments(x, axes, count.astype(np.int64), shift, delta, m2)
 
 
+# The dtypes under which the bits of floats reach the kernel, which tell it what the bits of a NaN are.
+_BITS = {"float16": np.uint16, "bfloat16": np.int16, "float32": np.uint32, "float64": np.uint64}
+
+
+def omitting(x: Array, axes: Axes) -> Moments:
+    """Count, mean and variance of the values of each kept cell that are no NaN: the kernel asks them as it reads them."""
+    x = readable(x)
+    return moments(x, axes, x.view(_BITS[x.dtype.name]))
+
+
 def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
     """Count, mean and variance of the values of each kept cell, each as often as its weight says; 0 leaves it out."""
     state = _state(x, axes, weights)
@@ -37,7 +47,8 @@ def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
 
 def count_positive(weights: Array, axes: Axes) -> Array:
     """How many values of each kept cell have a weight above 0."""
-    weights = np.asarray(weights)
+    if weights.all():
+        return np.full(axes.kept_shape, axes.count, np.int64)
     given = weights.reshape((1,) * (len(axes.source) - weights.ndim) + weights.shape)
     if axes.shape == axes.source:  # what is broadcast is multiplied
         some = np.count_nonzero(given, axis=axes.reduce, keepdims=True)

@@ -34,6 +34,16 @@ def moments(x: Array, axes: Axes, where: Array | None) -> Moments:
     return seen
 
 
+def omitting_moments(x: Array, axes: Axes) -> Moments:
+    """The moments of the values that are no NaN."""
+    _register()
+    if not is_concrete(x):
+        return moments(x, axes, x == x)
+    seen: Moments = dispatch.load("host").omitting_moments(np.asarray(x), axes)
+    seen.export = export
+    return seen
+
+
 def weighted_moments(x: Array, axes: Axes, weights: Array) -> Moments:
     """The moments of values that count as often as their weights say."""
     _register()

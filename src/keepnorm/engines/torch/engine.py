@@ -45,6 +45,14 @@ def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
     return tensor_moments(kernels.moments(raw(x), axes, raw(where)))
 
 
+def omitting_moments(x: Tensor, axes: Axes) -> Moments:
+    """The moments of the values that are no NaN."""
+    kernels = kernels_of(x)
+    if kernels is None or needs_gradient(x):
+        return moments(x, axes, x == x)
+    return tensor_moments(kernels.omitting_moments(raw(x), axes))
+
+
 def weighted_moments(x: Tensor, axes: Axes, weights: Tensor) -> Moments:
     """The moments of values that count as often as their weights say, differentiable where x is."""
     kernels = kernels_of(x, weights)

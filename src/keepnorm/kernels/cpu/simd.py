@@ -81,6 +81,8 @@ def _element(dtype):
         return _HALF_BITS
     if isinstance(dtype, types.Integer):
         return ir.IntType(dtype.bitwidth)
+    if dtype is types.boolean:
+        return ir.IntType(8)
     return ir.FloatType() if dtype is types.float32 else ir.DoubleType()
 
 
@@ -188,6 +190,64 @@ def load_n(typing, array, start, index, n):
         return loaded_first(builder, pointer, size, arguments[3])
 
     return _kind(array.dtype)(array, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def load_same(typing, array, place_of_it):
+    """One value of a flat array eight times."""
+
+    def generate(context, builder, signature, arguments):
+        array, at = arguments
+        pointer, size = place(context, builder, signature.args[0], array, at, Constant(at.type, 0), 1)
+        one = builder.extract_element(builder.load(pointer, align=size), Constant(_INT, 0))
+        return filled(builder, one)
+
+    return _kind(array.dtype)(array, types.intp), generate
+
+
+# The bits of an infinity in the formats that marks may be the raw bits of: those above it, without the sign, are a NaN.
+INFINITE = {
+    types.uint16: 0x7C00,  # float16
+    types.int16: 0x7F80,  # bfloat16
+    types.uint32: 0x7F800000,
+    types.uint64: 0x7FF0000000000000,
+}
+
+
+def _let_in(builder, kind, marks):
+    """Which of eight values their marks let in: a mask's bytes, weights, or the bits of values, which must be no NaN."""
+    if kind is FLOATS:
+        return builder.fcmp_unordered("!=", marks, _same(ir.DoubleType(), 0.0))
+    element = marks.type.element
+    if kind.dtype not in INFINITE:
+        return builder.icmp_unsigned("!=", marks, _same(element, 0))
+    plain = builder.and_(marks, _same(element, (1 << (element.width - 1)) - 1))
+    return builder.icmp_unsigned("<=", plain, _same(element, INFINITE[kind.dtype]))
+
+
+@intrinsic
+def counts(typing, marks):
+    """How often each of eight values counts: 1 or 0, or its weight."""
+
+    def generate(context, builder, signature, arguments):
+        kind, (marks,) = signature.args[0], arguments
+        if kind is FLOATS:
+            return marks
+        inside = _let_in(builder, kind, marks)
+        return builder.select(inside, *(_same(ir.DoubleType(), value) for value in (1.0, 0.0)))
+
+    return FLOATS(marks), generate
+
+
+@intrinsic
+def chosen(typing, marks, values):
+    """Eight float64, 0 where their marks do not let them in."""
+
+    def generate(context, builder, signature, arguments):
+        marks, values = arguments
+        return builder.select(_let_in(builder, signature.args[0], marks), values, _same(ir.DoubleType(), 0.0))
+
+    return FLOATS(marks, FLOATS), generate
 
 
 @intrinsic
