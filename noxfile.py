@@ -144,7 +144,7 @@ def training(session: nox.Session) -> None:
 @nox.session
 def backends(session: nox.Session) -> None:
     """The tests that another library changes, with PyTorch, JAX, dask and xarray: the same kind of array out as in."""
-    install(session, "test", "backends", extras="dask")
+    install(session, "test", "backends", "statistics", extras="dask")
     names = (
         "backends",
         "capabilities",
@@ -159,6 +159,7 @@ def backends(session: nox.Session) -> None:
         "repository",
         "gaps",
         "statistics",
+        "statistics_peers",
     )
     pytest(session, *(f"tests/test_{name}.py" for name in names), "tests/test_repeated.py::test_tensors_are_served_too")
 

@@ -247,7 +247,7 @@ def _resolve_pattern(
     for axis, group in enumerate(groups):
         split += _split(shape, axis, group, sizes, pattern)
         origin += [axis] * len(group)
-    kept = _select(right, names, pattern, "the right side")
+    kept = _select(_without_ones(right, pattern), names, pattern, "the right side")
     if kept != sorted(kept):
         raise ValueError(f"pattern {pattern!r} reorders axes: name the kept axes in the order in which x has them")
     written = None
@@ -331,6 +331,12 @@ def _split(shape: tuple[int, ...], axis: int, group: list[str], sizes: dict[str,
             f"({' '.join(group)}) with {', '.join(f'{k}={v}' for k, v in sizes.items() if k in group) or 'size 1'}"
         )
     return [shape[axis] // total if n is None else n for n in known]
+
+
+def _without_ones(right: str, pattern: str) -> str:
+    """The right side without the 1s that einops writes for reduced axes: moments come without those axes either way."""
+    groups = _parse(right, pattern)
+    return " ".join(group[0] if len(group) == 1 else f"({' '.join(group)})" for group in groups if group != ["1"])
 
 
 def _select(text: str, names: list[str], pattern: str, what: str) -> list[int]:
