@@ -42,9 +42,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy, strict, over src."""
-    install(session, "lint")
-    session.run("mypy", *session.posargs)
+    """Mypy, strict, over src; mypy and pyright over a program that uses keepnorm rightly and wrongly."""
+    install(session, "lint", "test")
+    session.run("mypy")
+    session.run("python", "-m", "pytest", "tests/test_typed.py", *session.posargs)
 
 
 @nox.session
