@@ -236,12 +236,8 @@ def test_the_list_of_calls_is_all_that_is_public():
 @pytest.mark.parametrize("name", CALLS)
 def test_a_signature_says_what_is_taken(name):
     shown = inspect.signature(attrgetter(name)(kn)).parameters.values()
-    assert [p.name for p in shown if p.kind is inspect.Parameter.VAR_KEYWORD] in (
-        ["unknown"],
-        ["sizes"],
-        ["options"],
-        ["policies"],
-    )
+    assert [p.name for p in shown if p.kind is inspect.Parameter.VAR_KEYWORD] in ([], ["sizes"], ["options"], ["policies"])
+    assert keywords.REQUIRED not in [p.default for p in shown]
 
 
 def test_each_word_stands_once_and_each_of_ours_is_explained():

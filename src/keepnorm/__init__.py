@@ -25,6 +25,7 @@ from keepnorm.explain.explanation import Explanation, explain
 from keepnorm.functional import affine, moments, normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.inverse import denormalize
+from keepnorm.keywords import show
 from keepnorm.moments import Moments
 from keepnorm.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from keepnorm.stats.dataset import stats
@@ -66,6 +67,9 @@ _LATER = {
     "threads": "keepnorm.kernels.jit.threads",
 }
 _MODULES = ("dialects", "porting", "renorm", "sync")
+
+
+show(*(globals()[name] for name in __all__ if name in globals()))
 
 
 def __getattr__(name: str) -> Any:

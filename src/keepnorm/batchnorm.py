@@ -12,7 +12,7 @@ from keepnorm.engines.dispatch import eager
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
 from keepnorm.inverse import undone
-from keepnorm.keywords import REQUIRED, check, check_sizes, described
+from keepnorm.keywords import REQUIRED, check, check_sizes, described, show
 from keepnorm.moments import Moments
 from keepnorm.request import Request
 from keepnorm.running import Rule, Running
@@ -533,3 +533,6 @@ def _check(shape: tuple[int, ...], keep: str | tuple[int, ...], eps: Any, decay:
         raise ValueError(f"decay must be between 0 and 1, or None for the cumulative average; got {described(decay)}")
     if isinstance(correction, bool) or correction not in (0, 1):
         raise ValueError(f"correction must be 0 (population) or 1 (sample); got {described(correction)}")
+
+
+show(BatchNorm)

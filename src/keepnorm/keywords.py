@@ -6,7 +6,7 @@ All public functions and classes look into the one table of this file, and only 
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from inspect import Parameter, isclass, signature
+from inspect import Parameter, isclass, isfunction, signature
 from typing import Any, NamedTuple, NoReturn
 
 from numpy import generic
@@ -192,6 +192,30 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         if not any(p.kind is Parameter.VAR_KEYWORD and p.name != "unknown" for p in found):
             break
     return [name for name in dict.fromkeys(taken) if name != "self"]
+
+
+def show(*things: Any) -> None:
+    """Let help() and the documentation show what is taken: no default that stands for a missing argument, no `unknown`.
+
+    `things` are functions, and classes with their methods.
+    """
+    for thing in things:
+        for function in _functions(thing):
+            found = signature(function)
+            shown = [
+                p.replace(default=Parameter.empty) if p.default is REQUIRED else p
+                for p in found.parameters.values()
+                if not (p.kind is Parameter.VAR_KEYWORD and p.name == "unknown")
+            ]
+            if shown != list(found.parameters.values()):
+                function.__signature__ = found.replace(parameters=shown)
+
+
+def _functions(thing: Any) -> list[Any]:
+    """A function, or the functions of a class."""
+    if not isclass(thing):
+        return [thing] if isfunction(thing) else []
+    return [f for f in (getattr(value, "__func__", value) for value in vars(thing).values()) if isfunction(f)]
 
 
 def described(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from keepnorm.axes import Keep, as_ints, resolve
 from keepnorm.batchnorm import BatchNorm
 from keepnorm.functional import affine, moments
-from keepnorm.keywords import REQUIRED, check, check_sizes, parameters, refuse
+from keepnorm.keywords import REQUIRED, check, check_sizes, parameters, refuse, show
 from keepnorm.moments import Moments
 from keepnorm.running import Running
 from keepnorm.transfer import like, to_numpy
@@ -197,3 +197,6 @@ def _as(values: Array, x: Array) -> Array:
 
     moved = like(values, x)
     return array_namespace(x).astype(array_namespace(x).asarray(moved), x.dtype)
+
+
+show(fold_into, insert, parameter_count)

@@ -14,7 +14,7 @@ from keepnorm.engines.dispatch import eager
 from keepnorm.functional import moments as moments_of
 from keepnorm.functional import normalize, normalize_vjp
 from keepnorm.gradients import Gradients
-from keepnorm.keywords import REQUIRED, check, described
+from keepnorm.keywords import REQUIRED, check, described, show
 from keepnorm.moments import Moments
 from keepnorm.running import Rule
 from keepnorm.transfer import fixed, like
@@ -170,3 +170,6 @@ def _ratio(above: Array, below: Array, neutral: float, xp: Any) -> Array:
 def _clip(values: Array, least: float, most: float, xp: Any) -> Array:
     values = xp.where(values < least, xp.full_like(values, least), values)
     return xp.where(values > most, xp.full_like(values, most), values)
+
+
+show(BatchRenorm)

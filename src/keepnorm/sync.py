@@ -13,7 +13,7 @@ from keepnorm.engines import dispatch
 from keepnorm.engines.dispatch import eager
 from keepnorm.functional import moments
 from keepnorm.gradients import Gradients
-from keepnorm.keywords import check
+from keepnorm.keywords import check, show
 from keepnorm.moments import Moments
 from keepnorm.request import Request
 
@@ -102,3 +102,6 @@ def vjp(
     # The sums of all ranks go into one formula, in float64: results of the dtype of x would cancel.
     _, back = dispatch.elementary(x).normalize_vjp(x, request, add)
     return y, lambda dy: back(validate.cotangent(dy, known))
+
+
+show(forward, vjp)

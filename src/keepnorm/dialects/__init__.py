@@ -13,7 +13,7 @@ from keepnorm.axes import Keep, as_ints, normal
 from keepnorm.batchnorm import BatchNorm
 from keepnorm.dialects.conventions import CONVENTIONS, Convention
 from keepnorm.dialects.paths import build, recognise
-from keepnorm.keywords import check, described
+from keepnorm.keywords import check, described, show
 from keepnorm.running import Running
 from keepnorm.transfer import to_numpy
 
@@ -263,3 +263,6 @@ def _haiku(values: dict[str, Any], bn: BatchNorm, ndim: int | None) -> dict[str,
 
 
 _FORGOTTEN = 2**20
+
+
+show(load, dump, arguments)

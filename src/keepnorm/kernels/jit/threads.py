@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any, Never
 
-from keepnorm.keywords import REQUIRED, check
+from keepnorm.keywords import REQUIRED, check, show
 from keepnorm.machine import cores, is_serial
 
 _MAIN = threading.main_thread().ident  # of this process; in a forked child, where it may be another, nobody asks
@@ -231,3 +231,6 @@ def _pool() -> Any:
     from concurrent.futures import ThreadPoolExecutor  # not loaded any more when the interpreter is about to end
 
     return ThreadPoolExecutor(max(1, most() - 1), thread_name_prefix="keepnorm")
+
+
+show(threads)
