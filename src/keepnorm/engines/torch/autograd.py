@@ -9,10 +9,10 @@ from typing import Any
 
 from keepnorm.axes import Axes
 from keepnorm.engines import standard
+from keepnorm.engines.torch.formulas import gradient_of_moments, gradients_of_affine
 from keepnorm.engines.torch.tensors import as_tensor, kernels_of, output, raw, raw_moments, tensor_moments
 from keepnorm.gradients import Gradients
 from keepnorm.moments import Moments
-from keepnorm.powers import times_power
 from keepnorm.request import Engine, Request
 
 Tensor = Any
@@ -70,19 +70,7 @@ def functions() -> Any:
         @staticmethod
         def backward(ctx: Any, _: Tensor, ddelta: Tensor, dm2: Tensor) -> tuple[Any, ...]:
             x, where = ctx.saved_tensors
-            axes = ctx.axes
-            state = standard.moments(x, axes, where)
-            mean, ddelta, dm2 = (a.reshape(axes.broadcast_shape) for a in (state.shift + state.delta, ddelta, dm2))
-            count = state.count if isinstance(state.count, int) else state.count.reshape(axes.broadcast_shape)
-            off = x.double().reshape(axes.shape) - mean
-            if ctx.exponent is None:
-                dx = ddelta / count + 2 * off * dm2
-            else:  # M2 is that of x * 2^-exponent
-                down = -ctx.exponent.reshape(axes.broadcast_shape)
-                dx = ddelta / count + times_power(2 * times_power(off, down) * dm2, down)
-            if where is not None:
-                dx = torch.where(where.broadcast_to(x.shape).reshape(axes.shape), dx, 0.0)
-            return dx.reshape(x.shape).to(x.dtype), None, None, None
+            return gradient_of_moments(x, ctx.axes, where, ddelta, dm2, ctx.exponent), None, None, None
 
     class Affine(torch.autograd.Function):
         """x * scale + shift of (x, scale, shift)."""
@@ -98,17 +86,6 @@ def functions() -> Any:
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
             x, scale, shift = ctx.saved_tensors
-            axes = ctx.axes
-            wide = dy.double().reshape(axes.shape)
-            others = [a for a in range(len(axes.shape)) if a not in axes.affine]
-            dx = dscale = dshift = None
-            if ctx.needs_input_grad[0]:
-                dx = (wide * scale.double().reshape(axes.affine_broadcast_shape)).reshape(x.shape).to(x.dtype)
-            if ctx.needs_input_grad[1]:
-                product = wide * x.double().reshape(axes.shape)
-                dscale = (product.sum(others) if others else product).reshape(scale.shape).to(scale.dtype)
-            if ctx.needs_input_grad[2]:
-                dshift = (wide.sum(others) if others else wide).reshape(shift.shape).to(shift.dtype)
-            return dx, dscale, dshift, None
+            return *gradients_of_affine(dy, x, scale, shift, ctx.axes, ctx.needs_input_grad), None
 
     return SimpleNamespace(Normalize=Normalize, Measure=Measure, Affine=Affine)

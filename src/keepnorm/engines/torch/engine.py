@@ -20,6 +20,7 @@ from keepnorm.engines.torch.tensors import (
     raw,
     raw_moments,
     refuse_out,
+    serves_graph,
     tensor_moments,
     tensors_of,
     with_count,
@@ -37,7 +38,8 @@ def moments(x: Tensor, axes: Axes, where: Tensor | None) -> Moments:
     """Count, mean and variance of each kept cell, differentiable where x is."""
     kernels = kernels_of(x, where)
     if kernels is None:
-        return with_count(standard.moments(x, axes, where))
+        watched = _watched(x, where)
+        return watched.moments(x, axes, where) if watched is not None else with_count(standard.moments(x, axes, where))
     if needs_gradient(x):
         seen: list[Moments] = []
         shift, delta, m2 = _functions().Measure.apply(x, axes, where, seen)
@@ -67,7 +69,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor | None, axes: Axes, out: Tens
     refuse_out(out, differentiates)
     kernels = kernels_of(x, scale, shift, out)
     if kernels is None:
-        return standard.affine(x, scale, shift, axes, out)
+        return (_watched(x, scale, shift, out) or standard).affine(x, scale, shift, axes, out)
     if differentiates:
         return _functions().Affine.apply(x, scale, shift, axes)
     y = output(x) if out is None and not x.is_cuda else out
@@ -84,7 +86,8 @@ def normalize(x: Tensor, request: Request, out: Tensor | None) -> Tensor:
     refuse_out(out, differentiates)
     kernels = kernels_of(x, out, *request.arrays, *tensors_of(request.moments))
     if kernels is None:
-        return standard.normalize(x, request, out)
+        watched = _watched(x, out, *request.arrays, *tensors_of(request.moments))
+        return (watched or standard).normalize(x, request, out)
     if differentiates:
         return _functions().Normalize.apply(x, request.weight, request.bias, kernels, request)
     y = output(x) if out is None and not x.is_cuda else out
@@ -99,7 +102,8 @@ def normalize_with_moments(x: Tensor, request: Request) -> tuple[Tensor, Moments
     """The normalised tensor and the moments that normalised it; only the tensor is differentiable."""
     kernels = kernels_of(x, *request.arrays)
     if kernels is None:
-        return standard.normalize_with_moments(x, request)
+        both: tuple[Tensor, Moments] = (_watched(x, *request.arrays) or standard).normalize_with_moments(x, request)
+        return both
     if needs_gradient(x, request.weight, request.bias):
         seen = tensor_moments(kernels.moments(raw(x), request.axes, raw(request.where)))
         return _functions().Normalize.apply(x, request.weight, request.bias, kernels, request), seen
@@ -138,6 +142,15 @@ def _watch(**tensors: Tensor | None) -> Callable[[], None]:
                 )
 
     return refuse_changed
+
+
+def _watched(*tensors: Any) -> Any:
+    """What serves tensors that no kernel can take now: the operators in a graph, or None for PyTorch's own operations."""
+    if not serves_graph(*tensors):
+        return None
+    from keepnorm.engines.torch import operators
+
+    return operators
 
 
 @cache

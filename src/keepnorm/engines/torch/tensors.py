@@ -68,6 +68,24 @@ def _is_watched() -> bool:
     return bool(modes) or torch.autograd.forward_ad._current_level >= 0
 
 
+def serves_graph(*tensors: Any) -> bool:
+    """Whether what looks on is a tracer, and these stand for plain tensors of the CPU, which kernels take where it runs."""
+    if torch.jit.is_tracing() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    given = [t for t in tensors if not (t is None or isinstance(t, _FROM_NUMPY))]
+    return all(_stands_for_plain(t) for t in given)
+
+
+def _stands_for_plain(tensor: Any) -> bool:
+    from torch._subclasses import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    if not (type(tensor) in _PLAIN or isinstance(tensor, FakeTensor | FunctionalTensor)) or _is_wrapped(tensor):
+        return False
+    known = tensor.is_cpu and tensor.layout is _STRIDED and not tensor.is_quantized
+    return bool(known and (tensor.dtype is not _BFLOAT16 or _has_bfloat16()))
+
+
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for another one, as those inside torch.func's transforms do (and in batched gradients)."""
     return bool(_functorch.is_functorch_wrapped_tensor(tensor) or _functorch.is_legacy_batchedtensor(tensor))
