@@ -150,6 +150,7 @@ def backends(session: nox.Session) -> None:
         "backends",
         "capabilities",
         "torch",
+        "torch_compile",
         "jax",
         "dask",
         "xarray",

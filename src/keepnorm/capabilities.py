@@ -67,8 +67,8 @@ class Backend(NamedTuple):
 
 BACKENDS = (
     Backend("numpy", "numpy", "host", True, True, False, "vjp", "-", True, "float64", _ALL),
-    Backend("torch", "torch", "torch", True, True, False, "library", "called between two graphs", True, "float64", _ALL),
-    Backend("torch cuda", "torch", "torch", False, True, False, "library", "called between two graphs", True, "float64", _ALL),
+    Backend("torch", "torch", "torch", True, True, False, "library", "one node of the graph", True, "float64", _ALL),
+    Backend("torch cuda", "torch", "torch", False, True, False, "library", "operations of the graph", True, "float64", _ALL),
     Backend("torch meta", "torch", "torch", False, True, False, "library", "-", True, "float64", _ALL[:10]),
     Backend("jax", "jax", "jax", True, True, False, "library", "-", False, "float64", _ALL),
     Backend(

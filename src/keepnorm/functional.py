@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from keepnorm import policies, roles, validate
 from keepnorm.axes import Axes, Keep
-from keepnorm.engines.dispatch import in_graph, outside_graph
+from keepnorm.engines.dispatch import as_node, in_graph, outside_graph
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
@@ -83,8 +83,8 @@ def moments(
     """
     if type(x) is not ndarray and in_graph(x):
         rest = {"where": where, "nan_policy": nan_policy, "weights": weights}
-        outside: Moments = outside_graph(moments)(x, keep, **rest, **sizes)
-        return outside
+        inside: Moments = as_node(moments, x, keep, **rest, **sizes)
+        return inside
     call = validate.call(roles.general, x, (keep, None), sizes, moments)
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
@@ -139,7 +139,7 @@ def affine(
            [2.5, 3. ]])
     """
     if type(x) is not ndarray and in_graph(x):
-        return outside_graph(affine)(x, scale, shift, keep=keep, out=out, **sizes)
+        return as_node(affine, x, scale, shift, keep=keep, out=out, **sizes)
     call = validate.call(roles.general, x, (keep, None), sizes, affine)
     if scale is None:
         raise TypeError("scale must be an array of the kept shape; got None")
@@ -369,7 +369,7 @@ def normalize_roles(
 ) -> Array:
     """What every `norm` is: `build` gives the axes their roles from the norm's own words for them."""
     if type(x) is not ndarray and in_graph(x):
-        return outside_graph(normalize_roles)(build, norm, x, words, asked, said, out, sizes)
+        return as_node(normalize_roles, build, norm, x, words, asked, said, out, sizes)
     call = validate.call(build, x, words, sizes, norm)
     weight, bias, eps, center, moments, where = asked
     if call.axes is None:

@@ -10,7 +10,7 @@ from numpy import ndarray
 from keepnorm import roles, validate
 from keepnorm.axes import Keep
 from keepnorm.engines import cells, standard
-from keepnorm.engines.dispatch import in_graph, outside_graph
+from keepnorm.engines.dispatch import as_node, in_graph
 from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
 from keepnorm.request import Request
@@ -69,7 +69,7 @@ def denormalize(
     """
     if type(y) is not ndarray and in_graph(y):
         more = {"affine": affine, "eps": eps, "moments": moments}
-        return outside_graph(denormalize)(y, keep, weight, bias, **more, **sizes)
+        return as_node(denormalize, y, keep, weight, bias, **more, **sizes)
     known = validate.call(roles.general, y, (keep, affine), sizes, denormalize)
     if moments is REQUIRED:
         raise TypeError("moments= is missing: denormalize needs those that y was normalised with; got none")

@@ -15,6 +15,7 @@ from keepnorm.axes import as_ints, normal, out_of_order, refuse_order
 from keepnorm.fitting import computed, fitted, is_numpy, moved, on_numpy
 from keepnorm.keywords import REQUIRED, check, described
 from keepnorm.merging import real
+from keepnorm.powers import quiet
 from keepnorm.reshaping import Broadcast
 from keepnorm.state import State
 from keepnorm.subclasses import refuse
@@ -253,7 +254,7 @@ class Moments(State):
         """
         check(Moments.deviation, unknown)
         variance = self._variance(correction)
-        with np.errstate(invalid="ignore"):  # a stored variance below 0 has no root
+        with quiet(variance, invalid="ignore"):  # a stored variance below 0 has no root
             return self._hand_out(self._in_full(array_namespace(variance).sqrt(variance), 1))
 
     def merge(self, other: "Moments") -> "Moments":

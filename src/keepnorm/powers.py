@@ -1,5 +1,6 @@
 """Powers of two that bring float64 values to where their squares have a number: to multiply by one is exact."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,16 @@ def is_held(shift: Array, m2: Array, *, small: bool = True) -> bool:
     return not small or not np.any((m2 < LEAST) & (np.abs(shift) < FEW))
 
 
+def quiet(values: Array, **kinds: Any) -> AbstractContextManager[Any]:
+    """NumPy's `errstate`, but for PyTorch's tensors, which need none and whose compiler cannot trace it."""
+    return nullcontext() if type(values).__module__.startswith("torch") else np.errstate(**kinds)
+
+
 def times_power(values: Array, exponent: Array) -> Array:
     """``values * 2^exponent``: in two steps, as the power alone may have no number."""
     xp = array_namespace(values, exponent)
     half = exponent // 2
-    with np.errstate(over="ignore", under="ignore"):
+    with quiet(values, over="ignore", under="ignore"):
         for part in (half, exponent - half):
             values = values * xp.pow(xp.full_like(part, 2, dtype=values.dtype), xp.astype(part, values.dtype))
     return values

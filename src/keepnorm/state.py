@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 from keepnorm import reshaping
 from keepnorm.labels import CellLabels
 from keepnorm.merging import real
-from keepnorm.powers import times_power
+from keepnorm.powers import quiet, times_power
 from keepnorm.reshaping import PARTS
 from keepnorm.transfer import read
 
@@ -193,7 +193,7 @@ class State:
 def narrowed(values: Array, dtype: str) -> Array:
     """Values in a dtype, or as they are where they can be read and one that is finite would not be any more."""
     xp = array_namespace(values)
-    with np.errstate(over="ignore"):
+    with quiet(values, over="ignore"):
         narrow = xp.astype(values, getattr(xp, dtype))
     if narrow.dtype == values.dtype or (here := read(values)) is None:
         return narrow

@@ -10,6 +10,9 @@ from keepnorm.subclasses import refuse
 
 Array = Any
 
+# A tuple: torch.compile, which traces `read`, does not know NumPy's types joined by `|`.
+_HERE = (np.ndarray, np.generic, float)
+
 
 def to_numpy(values: Array) -> Array:
     """`values` as a NumPy array, from any library and device; without a copy where the memory can be shared.
@@ -33,7 +36,7 @@ def to_numpy(values: Array) -> Array:
 
 def read(values: Array) -> Any:
     """`values` as a NumPy array where they lie in this process's memory; None where they are traced, lazy or on a device."""
-    if isinstance(values, np.ndarray | np.generic | float):
+    if isinstance(values, _HERE):
         return np.asarray(values)
     if compat.is_torch_array(values) and type(values).__module__.startswith("torch"):
         plain = values.detach()  # which a trace would wrap
@@ -96,6 +99,8 @@ def is_passing(values: Array) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(values, torch.Tensor):
         return False
+    if torch.compiler.is_compiling():
+        return True
     from torch._C import _functorch
     from torch._subclasses import FakeTensor
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -104,7 +109,6 @@ def is_passing(values: Array) -> bool:
         values.is_meta
         or isinstance(values, FakeTensor)
         or _functorch.is_functorch_wrapped_tensor(values)
-        or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or get_proxy_mode() is not None
     )
