@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from keepnorm import policies, roles, validate
 from keepnorm.axes import Axes, Keep
-from keepnorm.engines.dispatch import as_node, in_graph, outside_graph
+from keepnorm.engines.dispatch import in_graph, outside_graph
 from keepnorm.gradients import Gradients
 from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
@@ -82,6 +82,8 @@ def moments(
     array(2.)
     """
     if type(x) is not ndarray and in_graph(x):
+        from keepnorm.engines.torch.nodes import as_node
+
         rest = {"where": where, "nan_policy": nan_policy, "weights": weights}
         inside: Moments = as_node(moments, x, keep, **rest, **sizes)
         return inside
@@ -139,6 +141,8 @@ def affine(
            [2.5, 3. ]])
     """
     if type(x) is not ndarray and in_graph(x):
+        from keepnorm.engines.torch.nodes import as_node
+
         return as_node(affine, x, scale, shift, keep=keep, out=out, **sizes)
     call = validate.call(roles.general, x, (keep, None), sizes, affine)
     if scale is None:
@@ -369,6 +373,8 @@ def normalize_roles(
 ) -> Array:
     """What every `norm` is: `build` gives the axes their roles from the norm's own words for them."""
     if type(x) is not ndarray and in_graph(x):
+        from keepnorm.engines.torch.nodes import as_node
+
         return as_node(normalize_roles, build, norm, x, words, asked, said, out, sizes)
     call = validate.call(build, x, words, sizes, norm)
     weight, bias, eps, center, moments, where = asked

@@ -10,7 +10,7 @@ from numpy import ndarray
 from keepnorm import roles, validate
 from keepnorm.axes import Keep
 from keepnorm.engines import cells, standard
-from keepnorm.engines.dispatch import as_node, in_graph
+from keepnorm.engines.dispatch import in_graph
 from keepnorm.keywords import REQUIRED
 from keepnorm.moments import Moments
 from keepnorm.request import Request
@@ -68,6 +68,8 @@ def denormalize(
            [ 3., 30.]])
     """
     if type(y) is not ndarray and in_graph(y):
+        from keepnorm.engines.torch.nodes import as_node
+
         more = {"affine": affine, "eps": eps, "moments": moments}
         return as_node(denormalize, y, keep, weight, bias, **more, **sizes)
     known = validate.call(roles.general, y, (keep, affine), sizes, denormalize)

@@ -83,18 +83,6 @@ def _dynamo_traces() -> bool:
     return module is not None and bool(module.eval_frame.get_eval_frame_callback())
 
 
-def as_node(function: Callable[..., R], *arguments: Any, **options: Any) -> R:
-    """What a function of a module gives for tensors that torch.compile traces: one node of its graph.
-
-    The compiler does not look into the function; what that does to the tensors is seen when the graph is taken apart. Where
-    the compiler has given up, the function is called between two graphs.
-    """
-    from keepnorm.engines.torch import nodes
-
-    result: R = nodes.call(function, arguments, options)
-    return result
-
-
 def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which torch.compile calls as it is, between two graphs."""
     from torch.compiler import disable

@@ -60,7 +60,7 @@ def _run(called: tuple[Any, ...]) -> Any:
 _node = torch._dynamo.nonstrict_trace(_run)
 
 
-def call(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def as_node(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """One node of the graph, or a call between two graphs where the compiler has given up."""
     if torch.compiler.is_dynamo_compiling():
         return _node(_pytree.tree_map(_packed, (function, arguments, options)))

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from keepnorm import validate
-from keepnorm.engines.dispatch import as_node, in_graph
+from keepnorm.engines.dispatch import in_graph
+from keepnorm.engines.torch.nodes import as_node
 from keepnorm.functional import normalize
 from keepnorm.moments import Moments
 from keepnorm.roles import general
