@@ -85,8 +85,7 @@ def moments(
         from keepnorm.engines.torch.nodes import as_node
 
         rest = {"where": where, "nan_policy": nan_policy, "weights": weights}
-        inside: Moments = as_node(moments, x, keep, **rest, **sizes)
-        return inside
+        return as_node(moments, x, keep, **rest, **sizes)
     call = validate.call(roles.general, x, (keep, None), sizes, moments)
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, None), sizes)
@@ -310,10 +309,9 @@ def normalize_vjp(
     array([2., 2.])
     """
     if type(x) is not ndarray and in_graph(x):
-        rest = {"affine": affine, "eps": eps, "center": center, "moments": moments, "where": where}
+        rest: dict[str, Any] = {"affine": affine, "eps": eps, "center": center, "moments": moments, "where": where}
         rest |= {"nan_policy": nan_policy, "weights": weights, "constant": constant, "fill": fill}
-        pair: tuple[Array, Callable[[Array], Gradients]] = outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
-        return pair
+        return outside_graph(normalize_vjp)(x, keep, weight, bias, **rest, **sizes)
     call = validate.call(roles.general, x, (keep, affine), sizes, normalize_vjp)
     if call.axes is None:
         labels = call.engine.Labels(x, roles.general, (keep, affine), sizes)

@@ -83,11 +83,11 @@ def _dynamo_traces() -> bool:
     return module is not None and bool(module.eval_frame.get_eval_frame_callback())
 
 
-def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+def outside_graph(function: Callable[P, R]) -> Callable[P, R]:
     """The same function, which torch.compile calls as it is, between two graphs."""
     from torch.compiler import disable
 
-    outside: Callable[..., Any] = disable(function)
+    outside: Callable[P, R] = disable(function)
     return outside
 
 

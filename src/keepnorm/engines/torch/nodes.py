@@ -5,7 +5,7 @@ The arguments of a node are tensors, numbers, strings and containers of them. No
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree
@@ -13,6 +13,8 @@ from torch.utils import _pytree
 from keepnorm.engines.dispatch import outside_graph
 from keepnorm.moments import Moments
 from keepnorm.reshaping import PARTS
+
+R = TypeVar("R")
 
 _KNOWN = ("keep", "ndim", "dtype")
 _NOTHING = "keepnorm: None"
@@ -60,8 +62,9 @@ def _run(called: tuple[Any, ...]) -> Any:
 _node = torch._dynamo.nonstrict_trace(_run)
 
 
-def as_node(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def as_node(function: Callable[..., R], *arguments: Any, **options: Any) -> R:
     """One node of the graph, or a call between two graphs where the compiler has given up."""
     if torch.compiler.is_dynamo_compiling():
-        return _node(_pytree.tree_map(_packed, (function, arguments, options)))
+        found: R = _node(_pytree.tree_map(_packed, (function, arguments, options)))
+        return found
     return outside_graph(function)(*arguments, **options)
