@@ -162,6 +162,8 @@ def backends(session: nox.Session) -> None:
         "gaps",
         "statistics",
         "statistics_peers",
+        "layers_sklearn",
+        "layers_transforms",
     )
     pytest(session, *(f"tests/test_{name}.py" for name in names), "tests/test_repeated.py::test_tensors_are_served_too")
 

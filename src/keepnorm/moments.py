@@ -543,7 +543,8 @@ class Moments(State):
         return cls(count, shift, delta, m2, keep=keep, ndim=ndim, dtype=dtype, **rest)
 
     def __repr__(self) -> str:
-        parts = {"count": self.count, "mean": self.mean, "var": self.var, "keep": self.keep}
+        plain = self.replaced(labels=None)
+        parts = {"count": self.count, "mean": plain.mean, "var": plain.var, "keep": self.keep}
         return f"Moments({', '.join(f'{name}={_shown(part)}' for name, part in parts.items())})"
 
 
