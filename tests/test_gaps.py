@@ -362,7 +362,10 @@ def test_gaps_masks_and_weights_are_one_answer_in_every_layout(dtype, layout, sh
     exact = oracle.moments(x, keep, mask)
     result = "float64" if dtype == "float64" else "float32"
     found = kn.moments(gaps, keep, nan_policy="omit")
-    for m in (found, kn.moments(gaps, keep, where=mask), kn.moments(x, keep, weights=mask.astype("f4"))):
+    kept = oracle.kept_axes(keep, x.ndim)
+    back = found if 0 in kept else kn.moments(gaps[::-1], keep, where=mask[::-1].copy())
+    turned = found if x.ndim - 1 in kept else kn.moments(gaps[..., ::-1], keep, where=mask[..., ::-1].copy())
+    for m in (found, back, turned, kn.moments(gaps, keep, where=mask), kn.moments(x, keep, weights=mask.astype("f4"))):
         assert_moments(m, exact, result, layout)
         np.testing.assert_array_equal(np.broadcast_to(m.count, m.shape).ravel(), exact.count.ravel())
     for axis in range(x.ndim):

@@ -306,7 +306,8 @@ def tasks(stage, t0, t1, x, mask, plan, kept, outer, part, state):
     short = plan[LANE_REDUCED]
     lanes = allocate((4, lines(plan[FOLD] * plan[CHUNK] * short + WIDTH)), np.float64)
     ready = have((lanes,))
-    plain = plan[LANE_KEPT] * short * plan[FOLD] == 1 and plan[INNER_X] == 1 and plan[INNER_Y] <= 1
+    beside = plan[INNER_X] == 1 and (plan[INNER_Y] == 1 or plan[INNER_Y] == 0)
+    plain = plan[LANE_KEPT] * short * plan[FOLD] == 1 and beside
     for t in range(t0, t1 if ready else t0):
         group, b = chunk_and_block(t, plan) if stage == STATES else (t, 0)
         position = group // chunks
