@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from keepnorm.layers.sklearn import Standardizer
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # the checks warn of what they skip
 @parametrize_with_checks([Standardizer()])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)

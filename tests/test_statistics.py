@@ -67,6 +67,12 @@ def test_scaled_moments_keep_the_digits_of_packed_data():
             kn.moments(packed, 1).scaled(wrong)
 
 
+def test_a_state_of_another_library_is_scaled_by_numpys_arrays():
+    k = kind("torch")
+    m = kn.moments(k.make(data(10.0).astype("f4")), 3)
+    np.testing.assert_allclose(k.read(m.scaled(np.array([1.0, 2.0, 3.0])).mean), k.read(m.mean) * [1, 2, 3], rtol=1e-6)
+
+
 def test_what_is_left_without_a_part():
     x = data(1e3)
     whole, part = kn.moments(x, 3), kn.moments(x[:2], 3)
@@ -153,6 +159,10 @@ def test_moments_compare():
     assert kn.moments(kind("dask").make(x), 1).allclose(m, rtol=1e-14)
     with pytest.raises(TypeError, match="unhashable"):
         hash(m)
+    xr = pytest.importorskip("xarray")
+    up = xr.DataArray(x[0, :, 0], dims=("lat", "lon"), coords={"lat": [0, 1, 2, 3, 4]})
+    assert kn.moments(up, "lat") == kn.moments(up[::-1], "lat")  # cells with labels belong together by them
+    assert kn.moments(up, "lat") != kn.moments(up.assign_coords(lat=[5, 6, 7, 8, 9]), "lat")
     with pytest.raises(TypeError, match="allclose compares with Moments"):
         m.allclose(m.mean)
 
@@ -331,6 +341,27 @@ class TestAccumulator:
         assert seen.moments == before
         with pytest.raises(ValueError, match="axis must be reduced"):
             kn.Accumulator(0).update(x, by=labels)
+
+    def test_labelled_weights_go_with_their_entries(self):
+        xr = pytest.importorskip("xarray")
+        x = xr.DataArray(data(7.0)[..., 0], dims=("time", "lat", "lon"))
+        w = xr.DataArray(np.arange(1.0, 7.0), dims="time")
+        area = xr.DataArray(np.arange(1.0, 6.0), dims="lat")
+        seen = kn.Accumulator("lon")
+        seen.update(x, weights=w, by=list("aabbab"))
+        seen.update(x, weights=area, by=list("cccccc"))
+        mine = [0, 1, 4]
+        assert seen.groups["a"].allclose(kn.moments(x[mine], "lon", weights=w[mine]), rtol=1e-13)
+        assert seen.groups["c"].allclose(kn.moments(x, "lon", weights=area), rtol=1e-13)
+
+    def test_a_refused_batch_leaves_groups_as_they_were(self):
+        x = data(7.0)
+        seen = kn.Accumulator(3)
+        seen.update(x, by=[1] * 6)
+        before = seen.to_dict()
+        with pytest.raises(ValueError, match="different cells"):
+            seen.update(x[..., :2], by=[1, 2] * 3)
+        assert seen.to_dict() == before
 
     def test_takes_batches_of_several_libraries(self):
         x = data(7.0).astype("f4")

@@ -20,6 +20,11 @@ CALLS = {
     "affine axes": lambda x, w, b: kn.normalize(x, (0, 2), w, b, affine=1),
     "where": lambda x, w, _b: kn.normalize(x, 1, w, where=x > -1),
     "nan_policy": lambda x, w, _b: kn.normalize(x, 1, w, nan_policy="omit", fill=0.0),
+    "weights": lambda x, w, _b: kn.normalize(x, 1, w, weights=(x > 0).float() + 0.5),
+    "weighted moments": lambda x, _w, _b: kn.moments(x, 1, weights=(x > 0).float() + 0.5).std,
+    "denormalize": lambda x, w, b: kn.denormalize(
+        x, 1, w, b, moments=kn.Moments.from_mean_var(w.detach(), b.detach() ** 2, keep=1, ndim=3)
+    ),
     "given": lambda x, w, b: kn.normalize(x, 1, moments=kn.Moments.from_mean_var(w, b * b, keep=1, ndim=3)),
     "own": lambda x, _w, _b: kn.normalize(x, 1, moments=kn.moments(x, 1)),
     "affine": lambda x, w, b: kn.affine(x, w, b, keep=1),
@@ -119,6 +124,15 @@ def test_an_exported_layer_has_the_bits_of_eager_for_any_batch(name):
     exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
     for n in (2, 3, 5):
         assert same(exported(x[:n]), layer(x[:n]))
+
+
+def test_without_the_private_word_calls_stay_between_two_graphs(monkeypatch):
+    from keepnorm.engines.torch import nodes
+
+    monkeypatch.setattr(nodes, "_node", None)
+    for name in ("normalize", "moments"):
+        given = operands()
+        assert same(torch.compile(CALLS[name], backend="aot_eager")(*given), CALLS[name](*given))
 
 
 def test_a_checkpoint_has_the_gradients_of_eager():

@@ -7,12 +7,13 @@ from typing import Any, Never, Self
 
 import numpy as np
 
-from keepnorm import policies, saved
+from keepnorm import policies
 from keepnorm.axes import Keep
-from keepnorm.fitting import fitted
 from keepnorm.functional import moments
 from keepnorm.keywords import REQUIRED, check, check_sizes, described
 from keepnorm.moments import Moments
+from keepnorm.states import saved
+from keepnorm.states.fitting import fitted
 from keepnorm.transfer import to_numpy
 
 Array = Any
@@ -89,15 +90,20 @@ class Accumulator:
             label: moments(part, self.keep, **options, nan_policy=self.nan_policy, **self.sizes)
             for label, (part, options) in parts.items()
         }
-        carry = self._fitting(carry)  # raises before anything has changed
+        # What raises does so before anything has changed.
+        carry = self._fitting(carry)
         if by is not None and 0 in carry.keep:
             raise ValueError(f"by= labels the entries of axis 0, so that axis must be reduced; got keep={self.keep!r}")
+        groups = {label: self._groups.get(label) or self._empty() for label in apart}
+        apart = {label: groups[label]._fitting(part) for label, part in apart.items()}
         self._add(carry)
+        self._groups.update(groups)
         for label, part in apart.items():
-            group = self._groups.get(label)
-            if group is None:
-                group = self._groups[label] = Accumulator(self.keep, nan_policy=self.nan_policy, **self.sizes)
-            group._add(group._fitting(part))
+            groups[label]._add(part)
+
+    def _empty(self) -> "Accumulator":
+        """An accumulator of the same kind that has seen nothing."""
+        return Accumulator(self.keep, nan_policy=self.nan_policy, **self.sizes)
 
     def _fitting(self, carry: Moments) -> Moments:
         """Moments of the cells that the others have."""
@@ -161,14 +167,13 @@ class Accumulator:
             return NotImplemented
         if (self.keep, self.sizes, self.nan_policy) != (other.keep, other.sizes, other.nan_policy):
             raise ValueError(f"accumulators of other axes or policies do not add up; got {self!r} and {other!r}")
-        both = Accumulator(self.keep, nan_policy=self.nan_policy, **self.sizes)
+        both = self._empty()
         both._slots = list(self._slots)
         if any(slot is not None for slot in other._slots):
             both._add(both._fitting(other.moments))
         for source in (self, other):
             for label, group in source._groups.items():
-                have = both._groups.get(label, Accumulator(self.keep, nan_policy=self.nan_policy, **self.sizes))
-                both._groups[label] = have + group
+                both._groups[label] = (both._groups.get(label) or both._empty()) + group
         return both
 
     def __radd__(self, other: object) -> "Accumulator":
@@ -228,6 +233,8 @@ def _parted(batch: Array, by: Any, options: Mapping[str, Array | None]) -> dict[
         rows.setdefault(label, []).append(i)
 
     def part(values: Array | None, places: list[int]) -> Array | None:
+        if values is not None and hasattr(values, "isel"):  # with names, it goes with the batch by them
+            return values.isel({batch.dims[0]: places}) if batch.dims[0] in values.dims else values
         if values is None or values.ndim < len(shape) or values.shape[0] == 1:
             return values
         return values[np.asarray(places)]

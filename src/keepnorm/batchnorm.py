@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Never, Self
 
 import numpy as np
 
-from keepnorm import roles, running, saved, validate
+from keepnorm import roles, running, validate
 from keepnorm.axes import Axes, Keep, as_ints, refuse_order
 from keepnorm.engines.dispatch import eager
 from keepnorm.functional import normalize, normalize_vjp
@@ -16,7 +16,8 @@ from keepnorm.keywords import REQUIRED, check, check_sizes, described, show
 from keepnorm.moments import Moments
 from keepnorm.request import Request
 from keepnorm.running import Rule, Running
-from keepnorm.state import narrowed
+from keepnorm.states import saved
+from keepnorm.states.state import narrowed
 from keepnorm.transfer import like, to_numpy
 
 Array = Any

@@ -104,7 +104,8 @@ def undone(y: Array, request: Request, known: validate.Call) -> Array:
     if here is not None and np.any(here == 0):
         raise ValueError(f"weight must not hold 0, which has left nothing of x; got {int(np.sum(here == 0))} of them")
     if not set(known.axes.affine) <= set(known.axes.keep):
-        return standard.denormalize(y, request)
+        # The library's own operations; MLX's engine has them run on the processor.
+        return getattr(known.engine, "denormalize", standard.denormalize)(y, request)
     scale, shift = _of_cells(y, request)
     return known.engine.affine(y, scale, shift, replace(known.axes, affine=known.axes.keep), None)
 

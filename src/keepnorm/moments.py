@@ -1,6 +1,6 @@
 """Moments: what people use of the state of every kept cell. (Its lines are mostly what its methods say of themselves.)
 
-Its parts are in state.py.
+Its parts and formulas are in states/.
 """
 
 import os
@@ -10,14 +10,15 @@ from typing import Any, Never, Self
 import numpy as np
 from array_api_compat import array_namespace, is_jax_array
 
-from keepnorm import labels, merging, reshaping, saved
+from keepnorm import labels
 from keepnorm.axes import as_ints, normal, out_of_order, refuse_order
-from keepnorm.fitting import computed, fitted, is_numpy, moved, on_numpy
 from keepnorm.keywords import REQUIRED, check, described
-from keepnorm.merging import real
 from keepnorm.powers import quiet
-from keepnorm.reshaping import Broadcast
-from keepnorm.state import State
+from keepnorm.states import merging, reshaping, saved
+from keepnorm.states.fitting import computed, fitted, is_numpy, moved, on_numpy
+from keepnorm.states.merging import real
+from keepnorm.states.reshaping import Broadcast
+from keepnorm.states.state import State
 from keepnorm.subclasses import refuse
 from keepnorm.transfer import read, to_numpy
 
@@ -337,7 +338,8 @@ class Moments(State):
         """Whether both have the same counts, means and variances, to the last bit, for the same cells; NaN equals NaN."""
         if not isinstance(other, Moments):
             return NotImplemented
-        return self is other or (self._is_like(other) and merging.equal(on_numpy(self), on_numpy(other)))
+        twin = self._twin(other)
+        return twin is self or (twin is not None and merging.equal(on_numpy(self), on_numpy(twin)))
 
     def allclose(self, other: "Moments", *, rtol: float = 1e-5, atol: float = 0.0, **unknown: Never) -> bool:
         """Whether both have the same counts, and means and standard deviations within a tolerance, for the same cells.
@@ -361,10 +363,15 @@ class Moments(State):
         check(Moments.allclose, unknown)
         if not isinstance(other, Moments):
             raise TypeError(f"allclose compares with Moments; got {type(other).__name__}")
-        return self._is_like(other) and merging.close(on_numpy(self), on_numpy(other), rtol, atol)
+        twin = self._twin(other)
+        return twin is not None and merging.close(on_numpy(self), on_numpy(twin), rtol, atol)
 
-    def _is_like(self, other: "Moments") -> bool:
-        return (self.keep, self.ndim, self.shape) == (other.keep, other.ndim, other.shape)
+    def _twin(self, other: "Moments") -> "Moments | None":
+        """Another state with its cells in the order of these; None if they are other cells."""
+        try:
+            return other if other is self else fitted(other, self)
+        except ValueError:
+            return None
 
     def broadcast(self, x: Any, /) -> Broadcast:
         """Mean, variance and standard deviation with the reduced axes in place, as sizes 1: ready for arithmetic with x.

@@ -87,13 +87,13 @@ def normalize(x: Array, known: Call, asked: Asked, policies: Policies, out: Arra
     """x normalised as asked."""
     request, _ = _request(x, known, asked, policies)
     out = validate.output(out, known)
+    # Before anything is written: out may be x.
+    seen = None if policies.fill is None else _seen(x, asked[5], policies.nan_policy, known)
     source = x
-    if out is not None and policies.fill == "input":  # out may be x
-        xp = array_namespace(x)
-        source = xp.asarray(x, copy=True)
+    if out is not None and seen is not None and policies.fill == "input":
+        source = array_namespace(x).asarray(x, copy=True)
     y = known.engine.normalize(x, request, out)
-    seen = _seen(source, asked[5], policies.nan_policy, known)
-    if policies.fill is None or seen is None:
+    if seen is None:
         return y
     filled = _filled(y, source, seen, policies.fill)
     if out is None:
@@ -212,6 +212,8 @@ def _with_constants(given: Moments, eps: float, constant: str) -> Moments:
     """Moments with which a cell of variance 0 gives what is asked for."""
     xp = array_namespace(given.m2)
     none = given.m2 == 0
+    if given.divisor is not None:
+        none = none & (xp.zeros_like(given.m2) + given.divisor > 0)  # a cell without a value has no variance
     if constant == "error":
         here = read(none)
         if here is None:
@@ -219,8 +221,9 @@ def _with_constants(given: Moments, eps: float, constant: str) -> Moments:
         if here.any():
             raise ValueError(f"a cell has variance 0: {_first(here)} of the kept shape {given.shape}")
         return given
+    # With "center" the root of var + eps is 1, also where eps is larger than that.
     n = 1.0 if given.divisor is None else given.divisor
-    other = xp.full_like(given.m2, xp.nan if constant == "nan" else max(1.0 - eps, 0.0)) * n
+    other = xp.full_like(given.m2, xp.nan if constant == "nan" else 1.0 - eps) * n
     if given.exponent is not None:
         given = given.replaced(exponent=xp.where(none, xp.zeros_like(given.exponent), given.exponent))
     return given.replaced(m2=xp.where(none, other, given.m2))

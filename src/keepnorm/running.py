@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, is_lazy_array
 
 from keepnorm.moments import Moments
-from keepnorm.state import narrowed
+from keepnorm.states.state import narrowed
 from keepnorm.transfer import is_passing, lasting, like
 
 Array = Any

@@ -219,3 +219,18 @@ def test_a_card_and_a_processor_agree(keep, rng):
     both = ours + theirs  # one state, whoever measured it
     assert both.count == 2 * ours.count
     np.testing.assert_allclose(both.mean, theirs.mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [(), (1,), (0, 1)], ids=str)
+def test_gaps_and_weights(keep, rng):
+    """By the array library's own operations: weights of 0 and 1 are a mask, and NaN is left out."""
+    x = data(rng, (5, 4), "float64", offset=100)
+    mask = rng.random(x.shape) < 0.6
+    exact = oracle.moments(x, keep, mask)
+    axes = resolve(x.shape, keep)
+    for found in (
+        engine.weighted_moments(x, axes, mask.astype("f4")),
+        engine.omitting_moments(np.where(mask, x, np.nan), axes),
+    ):
+        tolerance.assert_moments(found, exact, np.float64, "gaps")
+        np.testing.assert_array_equal(np.ravel(found.count), exact.count.ravel())

@@ -59,6 +59,12 @@ def normalize(x: Array, request: Request, out: Array | None) -> Array:
 
 
 @_on_the_processor
+def denormalize(y: Array, request: Request) -> Array:
+    """``(y - bias) / weight * sqrt(var + eps) + mean``."""
+    return standard.denormalize(y, request)
+
+
+@_on_the_processor
 def normalize_with_moments(x: Array, request: Request) -> tuple[Array, Moments]:
     """The normalised array and the moments that normalised it."""
     return standard.normalize_with_moments(x, request)

@@ -361,7 +361,8 @@ def _own(values: Any, wide: Array, axes: Axes, xp: Any) -> Any:
 def _converted(values: Array, wide: Array, xp: Any) -> Array:
     """Values of the library of `wide`, or NumPy's (a state, a parameter), as its library's array of its dtype."""
     if type(values).__module__ == "numpy" and type(wide).__module__ != "numpy":
-        return xp.asarray(values, dtype=wide.dtype, device=cells.device_of(wide))
+        device = cells.device_of(wide)  # MLX has no word for one
+        return xp.asarray(values, dtype=wide.dtype, **({} if device is None else {"device": device}))
     return xp.astype(values, wide.dtype)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from keepnorm.axes import Axes, refuse_order
-from keepnorm.fitting import in_order
 from keepnorm.gradients import Gradients
 from keepnorm.labels import CellLabels, Coordinate
 from keepnorm.moments import Moments
 from keepnorm.roles import general
+from keepnorm.states.fitting import in_order
 
 Array = Any
 

@@ -4,12 +4,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from keepnorm.fitting import fitted
 from keepnorm.functional import affine, moments, normalize
 from keepnorm.inverse import denormalize
 from keepnorm.keywords import described
 from keepnorm.layers.missing import missing
 from keepnorm.moments import Moments
+from keepnorm.states.fitting import fitted
 
 try:
     from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin

@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from keepnorm.engines.dispatch import outside_graph
 from keepnorm.moments import Moments
-from keepnorm.reshaping import PARTS
+from keepnorm.states.reshaping import PARTS
 
 R = TypeVar("R")
 
@@ -59,12 +59,13 @@ def _run(called: tuple[Any, ...]) -> Any:
     return function(*arguments, **options)
 
 
-_node = torch._dynamo.nonstrict_trace(_run)
+# PyTorch has no public word for it; where a version lacks the private one, calls stay between two graphs.
+_node: Any = getattr(torch._dynamo, "nonstrict_trace", lambda _: None)(_run)
 
 
 def as_node(function: Callable[..., R], *arguments: Any, **options: Any) -> R:
     """One node of the graph, or a call between two graphs where the compiler has given up."""
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling() and _node is not None:
         found: R = _node(_pytree.tree_map(_packed, (function, arguments, options)))
         return found
     return outside_graph(function)(*arguments, **options)

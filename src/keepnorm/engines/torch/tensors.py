@@ -15,7 +15,7 @@ from keepnorm.engines.backends import has_cuda_kernels
 from keepnorm.engines.host.pool import empty_like
 from keepnorm.moments import Moments
 from keepnorm.precision import result_name
-from keepnorm.reshaping import with_each
+from keepnorm.states.reshaping import with_each
 from keepnorm.tuning import POOLED
 
 Tensor = Any

@@ -6,7 +6,6 @@ import torch
 
 from keepnorm import validate
 from keepnorm.engines.dispatch import in_graph
-from keepnorm.engines.torch.nodes import as_node
 from keepnorm.functional import normalize
 from keepnorm.moments import Moments
 from keepnorm.roles import general
@@ -22,6 +21,8 @@ def with_own(
     Weight and bias live on axis 1. The variance of one value is 0.
     """
     if in_graph(x):
+        from keepnorm.engines.torch.nodes import as_node
+
         inside: tuple[Tensor, ...] = as_node(with_own, x, keep, weight, bias, eps, where)
         return inside
     known = validate.call(general, x, (keep, 1), {}, normalize)
@@ -38,6 +39,8 @@ def with_own(
 def with_running(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x normalised with running moments of axis 1."""
     if in_graph(x):
+        from keepnorm.engines.torch.nodes import as_node
+
         return as_node(with_running, x, mean, var, weight, bias, eps)
     return normalize(x, 1, weight, bias, eps=eps, moments=Moments.from_mean_var(mean, var, keep=1, ndim=x.ndim))
 

@@ -15,11 +15,11 @@ from typing import Any, Self
 import numpy as np
 from array_api_compat import array_namespace
 
-from keepnorm import reshaping
 from keepnorm.labels import CellLabels
-from keepnorm.merging import real
 from keepnorm.powers import quiet, times_power
-from keepnorm.reshaping import PARTS
+from keepnorm.states import reshaping
+from keepnorm.states.merging import real
+from keepnorm.states.reshaping import PARTS
 from keepnorm.transfer import read
 
 Array = Any

@@ -11,8 +11,9 @@ from array_api_compat import array_namespace, is_dask_array
 
 from keepnorm.axes import as_ints, normal, out_of_order
 from keepnorm.keywords import described
-from keepnorm.merging import real
+from keepnorm.states.merging import real
 from keepnorm.subclasses import refuse
+from keepnorm.transfer import like
 
 Array = Any
 State = Any
@@ -85,7 +86,7 @@ def scaled(state: State, a: Any, b: Any) -> State:
             raise TypeError(f"{name} must be a number or an array of the kept shape; got {described(value)}")
         if getattr(value, "shape", ()) not in ((), state.shape):
             raise ValueError(f"{name} must be one number or have shape {state.shape}; got {tuple(value.shape)}")
-        factors.append(xp.astype(value, state.m2.dtype) if getattr(value, "shape", ()) else float(value))
+        factors.append(xp.astype(like(value, state.m2), state.m2.dtype) if getattr(value, "shape", ()) else float(value))
     a, b = factors
     squares = a * a * state.m2
     # What rounding leaves out of the new shift stays in delta.

@@ -6,8 +6,8 @@ import numpy as np
 from array_api_compat import array_namespace, is_dask_array
 
 from keepnorm.labels import CellLabels
-from keepnorm.reshaping import with_each
-from keepnorm.state import State
+from keepnorm.states.reshaping import with_each
+from keepnorm.states.state import State
 from keepnorm.transfer import like, read, to_numpy
 
 Array = Any
