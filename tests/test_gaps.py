@@ -185,6 +185,19 @@ def test_weights_of_real_numbers_to_15_digits():
     assert_within(m.var, float(var), 4 * state(1000) * float(var), "variance")
 
 
+def test_a_mask_and_gaps_and_weights_go_together():
+    x, w = data("float64")
+    mask = np.random.default_rng(6).random((7, 3, 1)) > 0.3
+    gaps = np.where(np.random.default_rng(7).random(x.shape) < 0.2, np.nan, x)
+    both = mask & ~np.isnan(gaps)
+    assert_moments(kn.moments(gaps, 1, where=mask, nan_policy="omit"), oracle.moments(x, 1, both), "float64", "both")
+    m = kn.moments(gaps, 1, where=mask, nan_policy="omit", weights=w)
+    assert_moments(m, weighted(x, 1, np.where(both, w, 0)), "float64", "all three")
+    np.testing.assert_array_equal(m.count, np.count_nonzero(both & (w > 0), axis=(0, 2)))
+    few = np.array([1.0, 0.0, 2.0, 0.0, 0.5])  # along the last axis, the same for every entry of the others
+    np.testing.assert_array_equal(kn.moments(x, 1, weights=few).count, [21, 21, 21])
+
+
 def test_a_weight_of_0_leaves_out_what_is_no_number():
     x = np.array([[1.0, np.nan], [3.0, np.inf], [5.0, 2.0]])
     m = kn.moments(x, 1, weights=np.array([[1.0, 0.0], [1.0, 0.0], [2.0, 1.0]]))
@@ -345,6 +358,9 @@ def test_denormalize_of_float64_gives_the_data_back_and_names_what_it_cannot_und
     huge = np.array([1.0, 2.0, 4.0]) * 1e160
     seen = kn.moments(huge, ())
     np.testing.assert_allclose(kn.denormalize(kn.normalize(huge, (), moments=seen), (), moments=seen), huge, rtol=1e-14)
+    tiny = np.array([1.0, 2.0, 4.0]) * 1e-170  # eps is what divides
+    seen = kn.moments(tiny, ())
+    np.testing.assert_allclose(kn.denormalize(kn.normalize(tiny, (), moments=seen), (), moments=seen), tiny, rtol=1e-14)
     with pytest.raises(ValueError, match="weight must not hold 0"):
         kn.denormalize(y, (0, 1), np.zeros(5), affine=2, moments=m)
     with pytest.raises(TypeError, match="moments= is missing"):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -62,6 +63,10 @@ def test_scaled_moments_keep_the_digits_of_packed_data():
     right = oracle.moments(packed * a + b, 1)
     assert_within(got.shift + got.delta, right.mean.ravel(), 2 * ulp(right.mean.ravel(), "float64"), "mean")
     assert_within(got.m2 / 40, (oracle.moments(packed, 1).var * a**2).ravel(), 4 * state(40) * right.var.ravel(), "var")
+    # The mean is in two parts, which together have more digits than a float64 near 1e9.
+    far, values = kn.moments(packed, 1).scaled(0.01, 1e9), packed[:, 0].tolist()
+    exact = Fraction(0.01) * sum(values) / len(values) + 10**9
+    assert abs(Fraction(float(far.shift[0])) + Fraction(float(far.delta[0])) - exact) < Fraction(1, 10**12)
     for wrong, error in (("2", TypeError), (np.ones(2), ValueError), (True, TypeError)):
         with pytest.raises(error, match="a must be"):
             kn.moments(packed, 1).scaled(wrong)
@@ -86,9 +91,10 @@ def test_what_is_left_without_a_part():
     assert huge.allclose(kn.moments(x[2:] * 1e160, 3), rtol=1e-11)
     with pytest.raises(ValueError, match="no more values than the whole; got a cell with -"):
         _ = part - whole
-    wild = np.concatenate([x, np.random.default_rng(0).standard_normal((2, 5, 4, 3)) * 1e12])
-    with pytest.raises(ValueError, match="too few digits"):
-        _ = kn.moments(wild, 3) - kn.moments(wild[6:], 3)
+    for size in (1e7, 1e12):  # which leaves some digits, and none
+        wild = np.concatenate([x, np.random.default_rng(0).standard_normal((2, 5, 4, 3)) * size])
+        with pytest.raises(ValueError, match="too few digits"):
+            _ = kn.moments(wild, 3) - kn.moments(wild[6:], 3)
     with pytest.raises(TypeError):
         _ = whole - 1
 
